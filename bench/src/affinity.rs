@@ -22,13 +22,13 @@ impl Apart {
         let apart = Self { proxy: proxy.to_vec(), before };
         let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| before.is_set(*core)).collect();
         if let Some((last, others @ [_, ..])) = cores.split_last() {
-            apart.put(proxy, std::slice::from_ref(last))?;
-            apart.put(&[std::process::id()], others)?;
+            apart.pin(proxy, std::slice::from_ref(last))?;
+            apart.pin(&[std::process::id()], others)?;
         }
         Ok(apart)
     }
 
-    fn put(&self, processes: &[u32], cores: &[usize]) -> io::Result<()> {
+    fn pin(&self, processes: &[u32], cores: &[usize]) -> io::Result<()> {
         let mut set = CpuSet::new();
         cores.iter().for_each(|core| set.set(*core));
         processes.iter().try_for_each(|process| confine(*process, &set))

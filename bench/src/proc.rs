@@ -96,7 +96,7 @@ pub(crate) struct Holdings {
 }
 
 impl Holdings {
-    pub(crate) fn of(processes: &[u32]) -> io::Result<Self> {
+    pub(crate) fn read(processes: &[u32]) -> io::Result<Self> {
         processes.iter().try_fold(Self::default(), |sum, pid| {
             let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
             let (Some(rss), Some(pss)) = (field(&rollup, "Rss:"), field(&rollup, "Pss:")) else {
@@ -181,9 +181,9 @@ mod tests {
     #[test]
     fn descriptor_count_includes_both_pipe_ends() {
         let me = [std::process::id()];
-        let before = Holdings::of(&me).unwrap();
+        let before = Holdings::read(&me).unwrap();
         let _pipe = io::pipe().unwrap();
-        let after = Holdings::of(&me).unwrap();
+        let after = Holdings::read(&me).unwrap();
         assert!(after.pipes >= before.pipes + 2, "{before:?} {after:?}");
         assert!(after.rss >= after.pss && after.pss > 0);
     }

@@ -82,16 +82,16 @@ pub(crate) struct Sample {
 impl Sample {
     /// A sample with p99 as its headline, however few values there are.
     pub(crate) fn of_p99(latency: &Histogram<u64>) -> Self {
-        Self::of(P99, number(latency.value_at_quantile(0.99)) / 1e3).with_latency(latency)
+        Self::new(P99, number(latency.value_at_quantile(0.99)) / 1e3).with_latency(latency)
     }
 
     /// A sample with p50 as its headline, however few values there are.
     pub(crate) fn of_p50(latency: &Histogram<u64>) -> Self {
-        Self::of(P50, number(latency.value_at_quantile(0.5)) / 1e3).with_latency(latency)
+        Self::new(P50, number(latency.value_at_quantile(0.5)) / 1e3).with_latency(latency)
     }
 
     /// A sample with this headline figure.
-    pub(crate) fn of(figure: Figure, value: f64) -> Self {
+    pub(crate) fn new(figure: Figure, value: f64) -> Self {
         Self { figures: vec![(figure, value)], ..Self::default() }
     }
 

@@ -16,7 +16,7 @@ impl Stop {
     pub(crate) fn on_signals() -> io::Result<Self> {
         let stop = Self::default();
         let asked = stop.clone();
-        signals::follow(move |signal| match signal {
+        signals::listen(move |signal| match signal {
             Signal::End => asked.request(),
             Signal::Reload => say_ignored("SIGHUP"),
             Signal::Unused(name) => say_ignored(name),

@@ -72,7 +72,7 @@ impl Taken {
 impl Edition {
     /// The edition of a bundle.
     #[must_use]
-    pub fn of(bundle: &Bundle) -> Self {
+    pub fn from_bundle(bundle: &Bundle) -> Self {
         Self { sequence: bundle.sequence, roots: bundle.roots().iter().map(fingerprint).collect() }
     }
 }
@@ -110,7 +110,7 @@ mod tests {
         let path = dir.path().join("acknowledged.json");
         let domain = TrustDomain::new("east.example").unwrap();
         let root = Authority::generate(domain.clone()).unwrap();
-        let edition = Edition::of(&Bundle::new(&domain, 7, [root.certificate()]).unwrap());
+        let edition = Edition::from_bundle(&Bundle::new(&domain, 7, [root.certificate()]).unwrap());
         let taken = Taken::new(edition.clone(), SystemTime::now());
         let peer = |acknowledged| PeerWord { trust_domain: domain.clone(), acknowledged };
         let written = Acknowledged {

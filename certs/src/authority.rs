@@ -80,7 +80,7 @@ impl Authority {
         let params = authority_params("Isthmus root", &trust_domain, None, ROOT_PATH, lifetime, None)?;
         let key = kind.generate()?;
         let certificate = params.self_signed(&key)?.der().clone();
-        Ok(Self::of(trust_domain, certificate, Vec::new(), params.not_after, key))
+        Ok(Self::from_parts(trust_domain, certificate, Vec::new(), params.not_after, key))
     }
 
     /// Makes an anchor that cross-signs roots of other domains for one file, and nothing else.
@@ -89,7 +89,7 @@ impl Authority {
             authority_params("Isthmus anchor", &trust_domain, None, ANCHOR_PATH, ROOT_LIFETIME, None)?;
         let key = KeyKind::P256.generate()?;
         let certificate = params.self_signed(&key)?.der().clone();
-        Ok(Self::of(trust_domain, certificate, Vec::new(), params.not_after, key))
+        Ok(Self::from_parts(trust_domain, certificate, Vec::new(), params.not_after, key))
     }
 
     /// Makes the intermediate of a cluster, which signs leaves only.
@@ -105,10 +105,10 @@ impl Authority {
         let key = kind.generate()?;
         let certificate = params.signed_by(&key, &self.signer()?)?.der().clone();
         let above = vec![certificate.clone()];
-        Ok(Self::of(domain.clone(), certificate, above, params.not_after, key))
+        Ok(Self::from_parts(domain.clone(), certificate, above, params.not_after, key))
     }
 
-    fn of(
+    fn from_parts(
         trust_domain: TrustDomain,
         certificate: CertificateDer<'static>,
         above: Vec<CertificateDer<'static>>,
@@ -141,7 +141,7 @@ impl Authority {
         key: Box<dyn SigningKey + Send + Sync>,
     ) -> Result<Self, Unusable> {
         let certificate = chain.first().cloned().ok_or(Unusable::Empty)?;
-        let facts = Facts::of(&certificate)?;
+        let facts = Facts::read(&certificate)?;
         if !facts.is_authority {
             return Err(Unusable::NotAuthority(trust_domain));
         }
@@ -302,7 +302,7 @@ impl Authority {
         let key = KeyKind::P256.generate().unwrap();
         let certificate = params.signed_by(&key, &self.signer().unwrap()).unwrap().der().clone();
         let above = std::iter::once(&certificate).chain(&self.above).cloned().collect();
-        Self::of(self.trust_domain.clone(), certificate, above, params.not_after, key)
+        Self::from_parts(self.trust_domain.clone(), certificate, above, params.not_after, key)
     }
 }
 
@@ -436,7 +436,7 @@ mod tests {
         let leaf = Leaf { id: workload(&east), dns: Vec::new(), ips: Vec::new(), lifetime: HOUR };
         let key = KeyKind::P256.generate().unwrap();
         let key = SubjectPublicKeyInfo::from_der(&key.subject_public_key_info()).unwrap();
-        let serial = || Facts::of(&east.certify(&key, &leaf).unwrap()[0]).unwrap().serial;
+        let serial = || Facts::read(&east.certify(&key, &leaf).unwrap()[0]).unwrap().serial;
         assert_ne!(serial(), serial());
     }
 }

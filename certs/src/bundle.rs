@@ -89,7 +89,7 @@ impl Bundle {
     fn add(&mut self, domain: &TrustDomain, root: &CertificateDer<'_>) -> Result<(), BundleError> {
         let malformed = |cause: String| BundleError::Malformed { domain: domain.clone(), cause };
         let anchor = anchor_from_trusted_cert(root).map_err(|e| malformed(e.to_string()))?.to_owned();
-        let facts = Facts::of(root).map_err(|e| malformed(e.to_string()))?;
+        let facts = Facts::read(root).map_err(|e| malformed(e.to_string()))?;
         // webpki accepts any certificate as an anchor.
         if !facts.is_authority {
             return Err(BundleError::NotAuthority(domain.clone()));

@@ -76,7 +76,7 @@ pub(crate) fn sign(
 ) -> Result<CertificateDer<'static>, CrossError> {
     let unreadable = || CrossError::Unreadable(domain.clone());
     let (_, parsed) = X509Certificate::from_der(root).map_err(|_| unreadable())?;
-    let facts = Facts::of(root).map_err(|_| unreadable())?;
+    let facts = Facts::read(root).map_err(|_| unreadable())?;
     let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw)
         .map_err(|_| CrossError::Key(domain.clone()))?;
     let mut params = dated_until(facts.not_after.min(anchor.not_after()))?;
@@ -93,7 +93,7 @@ pub(crate) fn sign(
     params.custom_extensions.push(only_uris_of(domain));
     let signer = anchor.signer().map_err(IssueError::from)?;
     let signed = params.signed_by(&key, &signer).map_err(IssueError::from)?.der().clone();
-    let is_same = Facts::of(&signed).is_ok_and(|signed| signed.subject_name == facts.subject_name);
+    let is_same = Facts::read(&signed).is_ok_and(|signed| signed.subject_name == facts.subject_name);
     if is_same { Ok(signed) } else { Err(CrossError::Subject(domain.clone())) }
 }
 
@@ -152,7 +152,7 @@ mod tests {
         let [east, west] = ["east.example", "west.example"]
             .map(|name| Authority::generate(TrustDomain::new(name).unwrap()).unwrap());
         let signed = sign(&east, west.trust_domain(), west.certificate()).unwrap();
-        let [signed_facts, root] = [&signed, west.certificate()].map(|der| Facts::of(der).unwrap());
+        let [signed_facts, root] = [&signed, west.certificate()].map(|der| Facts::read(der).unwrap());
         assert_eq!(signed_facts.public_key, root.public_key);
         assert_eq!(signed_facts.subject_name, root.subject_name);
         assert!(crate::facts::is_signed_by(&signed, east.certificate()));

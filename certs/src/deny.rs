@@ -293,7 +293,7 @@ impl Signature {
         let verify = |algorithm| key.verify_signature(algorithm, text, &signature).is_ok();
         let is_good =
             is_authority_of(&signer, bundle, now) && crypto::algorithms().all.iter().copied().any(verify);
-        is_good.then(|| Facts::of(&signer).ok()).flatten().map(|facts| facts.serial)
+        is_good.then(|| Facts::read(&signer).ok()).flatten().map(|facts| facts.serial)
     }
 }
 

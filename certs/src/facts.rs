@@ -64,7 +64,7 @@ pub struct Unreadable(String);
 
 impl Facts {
     /// Reads a certificate.
-    pub fn of(certificate: &CertificateDer<'_>) -> Result<Self, Unreadable> {
+    pub fn read(certificate: &CertificateDer<'_>) -> Result<Self, Unreadable> {
         let unreadable = |error: &dyn std::fmt::Display| Unreadable(error.to_string());
         let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| unreadable(&e))?;
         let names = parsed.subject_alternative_name().map_err(|e| unreadable(&e))?;
@@ -91,7 +91,7 @@ impl Facts {
             is_authority: constraints.is_some_and(|constraints| constraints.ca),
             path_length: constraints.and_then(|constraints| constraints.path_len_constraint),
             key: key_name(&public_key.parsed().map_err(|e| unreadable(&e))?),
-            pin: KeyPin::of(public_key.raw),
+            pin: KeyPin::new(public_key.raw),
             fingerprint: fingerprint(certificate),
             public_key: public_key.raw.to_vec(),
             issuer_name: parsed.issuer().as_raw().to_vec(),

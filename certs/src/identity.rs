@@ -74,7 +74,7 @@ impl Identity {
 
     /// The DNS names in its certificate, in lower case; none, if that cannot be read.
     pub fn dns_names(&self) -> Vec<String> {
-        let leaf = self.chain.first().and_then(|leaf| Facts::of(leaf).ok());
+        let leaf = self.chain.first().and_then(|leaf| Facts::read(leaf).ok());
         let names = leaf.map(|leaf| leaf.dns).unwrap_or_default();
         names.into_iter().map(|name| name.to_ascii_lowercase()).collect()
     }

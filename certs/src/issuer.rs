@@ -205,7 +205,7 @@ mod tests {
         let mut signing = std::pin::pin!(authority.sign(&csr, &wish));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         let std::task::Poll::Ready(chain) = signing.as_mut().poll(&mut context) else { panic!("pending") };
-        let facts = Facts::of(&chain.unwrap()[0]).unwrap();
+        let facts = Facts::read(&chain.unwrap()[0]).unwrap();
         assert_eq!(facts.public_key, key.subject_public_key_info());
         assert_eq!((facts.uris, facts.dns), (vec![wish.id.to_string()], vec![]));
     }

@@ -66,7 +66,7 @@ pub struct KeyPin([u8; 32]);
 
 impl KeyPin {
     /// The pin of a key in DER, the whole SubjectPublicKeyInfo.
-    pub fn of(public_key_info: &[u8]) -> Self {
+    pub fn new(public_key_info: &[u8]) -> Self {
         Self(Sha256::digest(public_key_info).into())
     }
 
@@ -124,7 +124,7 @@ mod tests {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         assert!("rsa".parse::<KeyKind>().is_err());
-        let pin = KeyPin::of(b"a key");
+        let pin = KeyPin::new(b"a key");
         assert_eq!(pin.to_string().parse(), Ok(pin));
         for bad in ["", "sha256:", "sha256:AAAA", "sha1:AAAA", "sha256:????"] {
             assert!(bad.parse::<KeyPin>().is_err(), "{bad}");

@@ -157,7 +157,7 @@ pub enum Form {
 }
 
 impl Form {
-    fn of(text: &[u8]) -> Option<Self> {
+    fn detect(text: &[u8]) -> Option<Self> {
         match text {
             [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [b'-', 0, ..] | [0, b'-', ..] => Some(Self::Utf16),
             [0x30, 0x82, _, _, 2, 1, 3, 0x30, ..] => Some(Self::Pkcs12),
@@ -235,7 +235,7 @@ fn found(text: &[u8], wanted: Wanted) -> Result<Vec<Block<'_>>, PemError> {
         return Err(flaw.at(block.line));
     }
     all.retain(|block| kind_of(block.label) == Some(wanted));
-    match (all.is_empty(), instead, Form::of(text)) {
+    match (all.is_empty(), instead, Form::detect(text)) {
         (false, ..) => Ok(all),
         (true, None, Some(form)) => Err(PemError::Form { form, wanted }),
         (true, found, _) => Err(PemError::Absent { wanted, found }),
@@ -310,7 +310,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), WriteError> {
 
 /// A chain as it is sent: without self-issued certificates at the end, which are roots.
 pub(crate) fn without_root(mut chain: Vec<CertificateDer<'static>>) -> Vec<CertificateDer<'static>> {
-    while chain.last().is_some_and(|last| Facts::of(last).is_ok_and(|facts| facts.is_self_issued())) {
+    while chain.last().is_some_and(|last| Facts::read(last).is_ok_and(|facts| facts.is_self_issued())) {
         chain.pop();
     }
     chain

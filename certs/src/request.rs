@@ -46,7 +46,8 @@ impl Request {
         let text: String = chain.iter().map(|part| format!("{}\n", part.trim())).collect();
         let identity = Identity::from_pem(&text, self.key.serialize_pem())?;
         let all = pem::certificates(&text).map_err(IdentityError::Chain)?;
-        let roots = all.into_iter().filter(|one| Facts::of(one).is_ok_and(|facts| facts.is_root())).collect();
+        let roots =
+            all.into_iter().filter(|one| Facts::read(one).is_ok_and(|facts| facts.is_root())).collect();
         Ok(Issued { identity, roots })
     }
 }

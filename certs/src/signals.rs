@@ -26,7 +26,7 @@ pub enum Signal {
 ///
 /// # Errors
 /// The thread or the signal handlers cannot be set up.
-pub fn follow(mut receive: impl FnMut(Signal) + Send + 'static) -> io::Result<()> {
+pub fn listen(mut receive: impl FnMut(Signal) + Send + 'static) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?;
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in signals.forever() {

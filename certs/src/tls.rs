@@ -133,7 +133,7 @@ impl VerifyError {
     /// Why this side refused the peer, if that caused the TLS error.
     ///
     /// An `io::Error` of tokio-rustls holds the TLS error: `e.get_ref()?.downcast_ref::<rustls::Error>()`.
-    pub fn of(error: &rustls::Error) -> Option<&Self> {
+    pub fn find_in(error: &rustls::Error) -> Option<&Self> {
         match error {
             rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
                 why.downcast_ref::<Self>()

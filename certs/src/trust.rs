@@ -89,15 +89,15 @@ impl Expiry {
 impl Trust {
     /// Trust that is not loaded from files; [`Trust::replace`] changes it.
     pub fn new(identity: impl Into<Arc<Identity>>, bundles: impl Into<Arc<TrustBundles>>) -> Self {
-        Self::of(Trusted { identity: identity.into(), bundles: bundles.into(), epoch: 0 })
+        Self::from_trusted(Trusted { identity: identity.into(), bundles: bundles.into(), epoch: 0 })
     }
 
     /// Loads files, all of which must be valid.
     pub fn load(files: &TrustFiles) -> Result<Self, LoadError> {
-        files.load(UnixTime::now()).map(Self::of)
+        files.load(UnixTime::now()).map(Self::from_trusted)
     }
 
-    fn of(trusted: Trusted) -> Self {
+    fn from_trusted(trusted: Trusted) -> Self {
         Self(Arc::new(Inner {
             current: ArcSwap::from_pointee(trusted),
             refused: Mutex::default(),
@@ -171,7 +171,7 @@ impl fmt::Debug for Trust {
 }
 
 fn expiry(kind: Kind, name: String, der: &CertificateDer<'_>) -> Option<Expiry> {
-    let facts = Facts::of(der).ok()?;
+    let facts = Facts::read(der).ok()?;
     Some(Expiry { kind, name, serial: facts.serial, not_after: facts.not_after })
 }
 

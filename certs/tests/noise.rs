@@ -146,7 +146,7 @@ fn read_all(bytes: &[u8]) {
         }
         let _ = peer_id(chain);
     }
-    let _ = Facts::of(&der);
+    let _ = Facts::read(&der);
     let _ = Bundle::new(&GOOD.domain, 0, [&der]);
     let _ = Csr::parse(bytes);
     let _ = Identity::from_pem(bytes, bytes);

@@ -39,7 +39,7 @@ fn pages() -> Vec<(PathBuf, String)> {
     all.map(|path| (path.clone(), fs::read_to_string(&path).unwrap())).collect()
 }
 
-fn shown(path: &Path) -> String {
+fn relative(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
 }
 
@@ -251,9 +251,9 @@ fn links_lead_to_files_and_headings() {
             let (path, anchor) = link.split_once('#').unwrap_or((link.as_str(), ""));
             let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
             if !target.exists() {
-                wrong.push(format!("{}: {link}: there is no such file", shown(&page)));
+                wrong.push(format!("{}: {link}: there is no such file", relative(&page)));
             } else if !anchor.is_empty() && !anchors(&fs::read_to_string(&target).unwrap()).contains(anchor) {
-                wrong.push(format!("{}: {link}: there is no such heading", shown(&page)));
+                wrong.push(format!("{}: {link}: there is no such heading", relative(&page)));
             }
         }
     }
@@ -332,7 +332,7 @@ fn shown_commands_exist() {
         let lines = shell.map(|(_, line)| line.trim()).collect::<Vec<_>>().join("\n").replace("\\\n", " ");
         for command in lines.lines().flat_map(|line| without_comment(line).split(" && ")) {
             if let Err(why) = judge(command, &built) {
-                wrong.push(format!("{}: {command}: {why}", shown(&page)));
+                wrong.push(format!("{}: {command}: {why}", relative(&page)));
             }
             seen += 1;
         }
@@ -417,7 +417,7 @@ fn source_paths_exist() {
         for path in source_paths(&text) {
             seen += 1;
             if !root().join(path).exists() {
-                wrong.push(format!("{}: {path}", shown(&page)));
+                wrong.push(format!("{}: {path}", relative(&page)));
             }
         }
     }
@@ -448,7 +448,7 @@ fn crate_graph() -> String {
         rows.insert(format!(
             "| `{}` | `{}` | {what} | {used} |",
             package["name"].as_str().unwrap(),
-            shown(&folder)
+            relative(&folder)
         ));
     }
     let rows = rows.into_iter().collect::<Vec<_>>().join("\n");

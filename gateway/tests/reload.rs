@@ -217,6 +217,6 @@ fn reload_applies_edit_between_load_and_start() {
     let elsewhere: &Path = &file.at("before.yaml");
     fs::write(elsewhere, config(&[("a.test", b)])).unwrap();
     let settings = isthmus_core::config::load(elsewhere).unwrap();
-    let world = World::of(isthmus_core::gateway::Gateway::start(settings, Some(file.path())).unwrap());
+    let world = World::around(isthmus_core::gateway::Gateway::start(settings, Some(file.path())).unwrap());
     until("the file is live", || served_by(world.address(), &hello("a.test")) == Some(a));
 }

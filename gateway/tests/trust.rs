@@ -75,7 +75,7 @@ fn metric<'a>(text: &'a str, start: &str) -> Vec<&'a str> {
 #[test]
 fn trust_shows_expiries_and_follows_new_leaf() {
     let (directory, mut home) = authority();
-    let world = World::of(start(directory.path()).unwrap());
+    let world = World::around(start(directory.path()).unwrap());
     let shown = trust(&world);
     assert_eq!(shown["identity"], "spiffe://east.example/isthmus/east/gateway/gw-1");
     assert_eq!(shown["certificates"].as_array().unwrap().len(), 2, "{shown}");
@@ -96,7 +96,7 @@ fn trust_shows_expiries_and_follows_new_leaf() {
 #[test]
 fn trust_refuses_bad_file_and_keeps_previous() {
     let (directory, _home) = authority();
-    let world = World::of(start(directory.path()).unwrap());
+    let world = World::around(start(directory.path()).unwrap());
     let before = trust(&world);
     let key = fs::read(directory.path().join(KEY)).unwrap();
     fs::write(directory.path().join(KEY), "no key").unwrap();
@@ -148,5 +148,5 @@ fn trust_error_names_file_and_format_once() {
     for (file, content) in [(KEY, &key), (LEAF, &chain)] {
         fs::write(at(file), [b"Soci\xe9t\xe9\n", &content[..]].concat()).unwrap();
     }
-    World::of(start(directory.path()).unwrap());
+    World::around(start(directory.path()).unwrap());
 }

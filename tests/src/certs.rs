@@ -45,7 +45,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    fn of(output: Output) -> Ran {
+    fn from_output(output: Output) -> Ran {
         let ran = Ran {
             code: output.status.code(),
             out: String::from_utf8(output.stdout).expect("UTF-8 on standard output"),
@@ -156,7 +156,7 @@ impl Sites {
     /// Runs `isthmus-certs` to its end.
     #[must_use]
     pub fn run(&self, site: &str, words: &str) -> Ran {
-        Ran::of(self.command(site, words).output().unwrap())
+        Ran::from_output(self.command(site, words).output().unwrap())
     }
 
     /// Runs a command that must succeed; returns its text output.
@@ -196,7 +196,7 @@ impl Sites {
     /// Runs `openssl` to its end.
     #[must_use]
     pub fn openssl(&self, words: &str) -> Ran {
-        Ran::of(self.other("openssl", words).stdin(Stdio::null()).output().unwrap())
+        Ran::from_output(self.other("openssl", words).stdin(Stdio::null()).output().unwrap())
     }
 
     /// Creates a leaf with OpenSSL: a new P-256 key in `NAME.key`, and in `NAME.crt` a certificate with these
@@ -323,7 +323,7 @@ fn answer(connection: ServerConnection, stream: TcpStream) -> io::Result<(String
 #[must_use]
 pub fn why(error: &io::Error) -> String {
     let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
-    tls.and_then(VerifyError::of).map_or_else(|| error.to_string(), ToString::to_string)
+    tls.and_then(VerifyError::find_in).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The line reversed, with its newline at the end, as `openssl s_server -rev` answers.

@@ -183,7 +183,7 @@ impl Cluster {
     }
 
     /// Trusts another cluster's authority.
-    pub fn believe(&self, other: &Cluster) {
+    pub fn trust_cluster(&self, other: &Cluster) {
         let bundle = format!("pki/bundles/{}.example.json", other.name);
         fs::copy(other.path(&bundle), self.path(&bundle)).unwrap();
     }

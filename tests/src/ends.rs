@@ -63,13 +63,13 @@ impl Domains {
         });
         let domains = Domains { authorities: authorities.into(), folder };
         for authority in &domains.authorities[..2] {
-            domains.believe(authority);
+            domains.trust_authority(authority);
         }
         domains.issue("east", "gateway");
         domains
     }
 
-    fn believe(&self, authority: &Authority) {
+    fn trust_authority(&self, authority: &Authority) {
         let name = format!("bundles/{}.pem", authority.trust_domain());
         fs::write(self.folder.path().join(name), authority.certificate_pem()).unwrap();
     }

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::http::{self, Answer};
-use crate::lock::{self, Beside};
+use crate::lock::{self, SharedLock};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::process::Process;
@@ -32,7 +32,7 @@ pub struct Gateway {
     log: Log,
     ended: Option<ExitStatus>,
     namespace: Option<String>,
-    _beside: Beside,
+    _beside: SharedLock,
 }
 
 /// Runs the gateway's binary to its end, as a shell does.
@@ -58,8 +58,8 @@ impl Gateway {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let log = Log::follow(child.stdout.take().unwrap());
-        let errors = follow(child.stderr.take().unwrap());
+        let log = Log::read_from(child.stdout.take().unwrap());
+        let errors = collect_lines(child.stderr.take().unwrap());
         let mut gateway = Gateway {
             child,
             folder,
@@ -224,7 +224,7 @@ impl Drop for Gateway {
     }
 }
 
-fn follow(from: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+fn collect_lines(from: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let own = Arc::clone(&lines);
     thread::spawn(move || {

@@ -18,7 +18,7 @@ pub struct Alone {
 
 /// The shared lock of every other gateway.
 #[derive(Debug)]
-pub struct Beside {
+pub struct SharedLock {
     _lock: Option<File>,
 }
 
@@ -37,13 +37,13 @@ pub fn alone() -> Alone {
     Alone { _lock: lock }
 }
 
-pub(crate) fn beside() -> Beside {
+pub(crate) fn beside() -> SharedLock {
     if ALONE.get() {
-        return Beside { _lock: None };
+        return SharedLock { _lock: None };
     }
     let lock = file();
     lock.lock_shared().unwrap();
-    Beside { _lock: Some(lock) }
+    SharedLock { _lock: Some(lock) }
 }
 
 impl Drop for Alone {

@@ -51,7 +51,7 @@ struct Lines {
 }
 
 impl Log {
-    pub(crate) fn follow(from: impl Read + Send + 'static) -> Log {
+    pub(crate) fn read_from(from: impl Read + Send + 'static) -> Log {
         let log = Log::default();
         let own = log.clone();
         thread::spawn(move || {

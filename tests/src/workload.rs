@@ -117,7 +117,7 @@ pub struct Answer {
 impl Caller {
     /// A client with the cluster's current trust.
     #[must_use]
-    pub fn of(cluster: &Cluster) -> Caller {
+    pub fn in_cluster(cluster: &Cluster) -> Caller {
         let trust = Trust::load(&files(cluster, "client")).unwrap().current();
         let config = client_config(&trust.identity, Arc::clone(&trust.bundles), Peer::Trusted).unwrap();
         Caller { config: Arc::new(config), namespace: cluster.namespace().map(str::to_owned) }

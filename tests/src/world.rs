@@ -44,7 +44,7 @@ impl<const N: usize> World<N> {
             let others = world.clusters.iter().enumerate().filter(|(other, _)| *other != own);
             let peers: Vec<_> = others.map(|(_, other)| other.as_peer()).collect();
             for other in (0..N).filter(|other| *other != own) {
-                world.clusters[own].believe(&world.clusters[other]);
+                world.clusters[own].trust_cluster(&world.clusters[other]);
             }
             world.clusters[own].set("peers", &format!("[{}]", peers.join(", ")));
         }

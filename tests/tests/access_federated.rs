@@ -42,7 +42,7 @@ fn access_across_clusters_is_refused_early_or_by_the_owner() {
         cluster.start();
     }
     let [east_gateway, west_gateway, _north_gateway] = [&east, &west, &north].map(|one| one.gateway("gw-1"));
-    let caller = Caller::of(&west);
+    let caller = Caller::in_cluster(&west);
     let call = || caller.call(outbound(&west_gateway), HOST).map(|answer| answer.greeting);
     let one = endpoint(&east, Demands::Certificate, b"of--east");
     register(&east, &one, "{}");

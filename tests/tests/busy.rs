@@ -41,8 +41,8 @@ fn is_ready(cluster: &Cluster) -> bool {
 /// West, connected to east and followed by a gateway.
 fn world() -> (Cluster, Cluster, Gateway) {
     let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
-    east.believe(&west);
-    west.believe(&east);
+    east.trust_cluster(&west);
+    west.trust_cluster(&east);
     for cluster in [&mut east, &mut west] {
         cluster.start();
         cluster.stop();

@@ -37,8 +37,8 @@ impl World {
     /// `exports` are east's, `imports` west's.
     fn new(exports: &str, imports: &str) -> World {
         let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
-        east.believe(&west);
-        west.believe(&east);
+        east.trust_cluster(&west);
+        west.trust_cluster(&east);
         // The gateway's port is known once it runs, which requires its agent.
         east.start();
         let east_gateway = east.gateway("gw-1");
@@ -274,7 +274,7 @@ fn endpoints_without_mtls_are_not_exported() {
     let good = endpoint(&world.east, Demands::Certificate, b"greeting");
     let open = endpoint(&world.east, Demands::Nothing, b"greeting");
     let (good, open) = (good.address(), open.address());
-    let caller = Caller::of(&world.west);
+    let caller = Caller::in_cluster(&world.west);
     let west = outbound(&world.west_gateway);
     let file = |endpoint: SocketAddr| {
         format!("services: [{{ host: {HOST}, endpoints: [{{ address: '{endpoint}' }}] }}]")
@@ -435,7 +435,7 @@ fn registration_by_another_user_is_refused() {
 #[test]
 fn joined_agent_name_that_resolves_to_loopback_is_not_dialled() {
     let (mut east, west) = (Cluster::new("east"), Cluster::new("west"));
-    east.believe(&west);
+    east.trust_cluster(&west);
     let local = TcpListener::bind("127.0.0.1:0").unwrap();
     local.set_nonblocking(true).unwrap();
     east.set("state", &east.path("state").display().to_string());

@@ -55,8 +55,8 @@ struct World {
 impl World {
     fn new(longest: &str) -> World {
         let (mut east, mut west, door) = (Cluster::new("east"), Cluster::new("west"), free());
-        east.believe(&west);
-        west.believe(&east);
+        east.trust_cluster(&west);
+        west.trust_cluster(&east);
         for cluster in [&mut east, &mut west] {
             cluster.issue(longest);
             // Their addresses are known once they run.
@@ -179,7 +179,7 @@ fn issued_plain_application_reaches_plain_service_of_another_cluster() {
     assert_eq!(line.text("sni"), "stock.shop");
     // Of another caller the service sees nothing.
     let accepted = backend.accepted();
-    let stranger = Caller::of(&world.west);
+    let stranger = Caller::in_cluster(&world.west);
     assert!(stranger.call(world.door, "stock.shop").unwrap_err().contains("AccessDenied"));
     let line = east.log().wait("the refusal", |line| line.text("caller") == CLIENT);
     assert_eq!((line.reason(), backend.accepted()), ("identity_denied", accepted), "{line:?}");
@@ -216,7 +216,7 @@ fn issued_certificate_is_of_a_granted_workload_with_the_names_of_its_services() 
         "[{ name: gw-1, identities: ['spiffe://east.example/ns/shop/*', 'spiffe://east.example/ns/db/sa/mysql'] }, { name: gw-2 }]",
     );
     cluster.start();
-    let names = |identity: &Identity| Facts::of(&identity.chain()[0]).unwrap().dns;
+    let names = |identity: &Identity| Facts::read(&identity.chain()[0]).unwrap().dns;
     cluster.register(
         "stock.yaml",
         &format!("services: [{{ host: stock.shop, aliases: [s.example, '*.s.example'], tls: terminate, identities: ['{STOCK}'] }}, {{ host: passed.shop, identities: ['{STOCK}'] }}]"),
@@ -367,7 +367,7 @@ fn terminated_service_of_the_registry_is_closed_and_reached_through_its_gateway_
     let east = world.east_gateway(&[CLIENT], stock.address());
     let west = world.west_gateway(CART);
     until_issued(&east);
-    let caller = Caller::of(&world.west);
+    let caller = Caller::in_cluster(&world.west);
     until("the registry's service is known in west", || !caller.is_unknown(outbound(&west), "closed.shop"));
     let why = caller.call(outbound(&west), "closed.shop").unwrap_err();
     assert!(why.contains("AccessDenied"), "{why}");

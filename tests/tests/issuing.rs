@@ -104,7 +104,7 @@ fn gateway_enrols_with_agent_address_and_token_alone() {
     let setup = minimal_setup(&cluster, &folder, &format!("token: {token}"));
     let gateway = setup.start();
     until("the gateway is ready", || gateway.is_ready());
-    let caller = Caller::of(&cluster);
+    let caller = Caller::in_cluster(&cluster);
     assert_eq!(caller.call(outbound(&gateway), HOST).unwrap().greeting, "greeting");
 
     let status = status(&gateway);
@@ -217,7 +217,7 @@ fn certificate_renewal_interrupts_no_call() {
     let token = cluster.token(&["--gateway", "gw-1"]).unwrap();
     let gateway = minimal_setup(&cluster, &cluster.path("gateway"), &format!("token: {token}")).start();
     until("the gateway is ready", || gateway.is_ready());
-    let traffic = Caller::of(&cluster).traffic(outbound(&gateway), HOST, Duration::from_millis(20));
+    let traffic = Caller::in_cluster(&cluster).traffic(outbound(&gateway), HOST, Duration::from_millis(20));
     let first = serial(&gateway);
     let second = until_some("another certificate", || Some(serial(&gateway)).filter(|one| *one != first));
     // Another intermediate signs from now on, without a restart.
@@ -329,7 +329,8 @@ fn vm_enrols_renews_and_is_reachable_through_the_gateway() {
     cluster.register("db.yaml", &service(server.address()));
     let gateway = cluster.gateway("gw-1");
     until("the gateway is ready", || gateway.is_ready());
-    let answer = until_some("the VM is reached", || Caller::of(&cluster).call(outbound(&gateway), HOST).ok());
+    let answer =
+        until_some("the VM is reached", || Caller::in_cluster(&cluster).call(outbound(&gateway), HOST).ok());
     assert_eq!(answer.server, MYSQL);
 
     // A gateway cannot enrol as a VM.
@@ -391,7 +392,7 @@ fn client_of_another_root_receives_nothing() {
 
 #[test]
 fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
-    const STRANGERS: usize = 1_000;
+    const UNKNOWN_CALLERS: usize = 1_000;
     let mut cluster = issuing("1h");
     let good: Token = cluster.token(&["--workload", MYSQL]).unwrap().parse().unwrap();
     // Made with the agent's identity but unknown to it: the record is in another directory.
@@ -402,7 +403,7 @@ fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
     Runtime::new().unwrap().block_on(async {
         let mut all = tokio::task::JoinSet::new();
         let turns = Arc::new(tokio::sync::Semaphore::new(200));
-        for _ in 0..STRANGERS {
+        for _ in 0..UNKNOWN_CALLERS {
             let (unknown, turns) = (unknown.clone(), Arc::clone(&turns));
             all.spawn(async move {
                 let _turn = turns.acquire_owned().await.unwrap();
@@ -417,12 +418,12 @@ fn enrolment_strangers_use_bounded_memory_and_block_nobody() {
             // Beyond the limit, the oldest connection is closed.
             refused += usize::from(matches!(error, EnrolError::Refused { .. }) && error.is_final());
         }
-        figure!("{refused} of {STRANGERS} strangers received a refusal");
+        figure!("{refused} of {UNKNOWN_CALLERS} strangers received a refusal");
         assert!(refused > 0);
         meanwhile.await.unwrap().unwrap();
     });
     let more = cluster.process().memory().saturating_sub(before);
-    figure!("{} KiB more for {STRANGERS} strangers", more >> 10);
+    figure!("{} KiB more for {UNKNOWN_CALLERS} strangers", more >> 10);
     assert!(more < 64 * MIB, "{more} bytes more");
     assert_eq!(cluster.ask("/status")["issuing"]["signed"], 1, "only the client with a token");
 

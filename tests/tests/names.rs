@@ -313,8 +313,8 @@ fn dns_imports_resolve_and_those_without_consent_do_not_exist() {
     let machine = machine!();
     let (mut east, mut west) =
         (Cluster::new("east").inside(machine.namespace()), Cluster::new("west").inside(machine.namespace()));
-    east.believe(&west);
-    west.believe(&east);
+    east.trust_cluster(&west);
+    west.trust_cluster(&east);
     east.start();
     west.start();
     east.set("gateways", "[{ name: gw-1, address: 10.79.0.1 }]");

@@ -157,7 +157,7 @@ fn call(config: Arc<rustls::ClientConfig>, gateway: SocketAddr, name: &str) -> i
     tls.read_exact(&mut [0])?;
     let leaf = tls.conn.peer_certificates().unwrap().first().unwrap();
     Ok(Call {
-        serial: Facts::of(leaf).unwrap().serial,
+        serial: Facts::read(leaf).unwrap().serial,
         was_resumed: tls.conn.handshake_kind() == Some(HandshakeKind::Resumed),
     })
 }
@@ -272,7 +272,7 @@ fn refusal_of(client: Identity, pki: &Pki, server: &Server) -> VerifyError {
     let error = tls.read_exact(&mut [0]).unwrap_err();
     drop(tls);
     assert!(!calling.join().unwrap(), "the client was accepted");
-    VerifyError::of(error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap()).unwrap().clone()
+    VerifyError::find_in(error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap()).unwrap().clone()
 }
 
 /// System calls that change files: killing before each of them covers every intermediate state. (After a

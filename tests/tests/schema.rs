@@ -55,8 +55,8 @@ impl Api {
 /// Two clusters that offer each other services; east has state.
 fn clusters(endpoint: &Scripted) -> (Cluster, Cluster) {
     let (mut east, mut west) = (Cluster::new("east"), Cluster::new("west"));
-    east.believe(&west);
-    west.believe(&east);
+    east.trust_cluster(&west);
+    west.trust_cluster(&east);
     east.start();
     west.start();
     let peers = [west.as_peer(), east.as_peer()];

@@ -42,11 +42,11 @@ impl Program {
         let child = command.stdout(writer.try_clone().unwrap()).stderr(writer).spawn().unwrap();
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let program = Program { child, log: Arc::default() };
-        program.follow(reader);
+        program.read_lines(reader);
         program
     }
 
-    fn follow(&self, reader: PipeReader) {
+    fn read_lines(&self, reader: PipeReader) {
         let log = Arc::clone(&self.log);
         thread::spawn(move || {
             for line in BufReader::new(reader).lines().map_while(Result::ok) {
@@ -207,7 +207,7 @@ fn gateway_with_blocked_stdout_serves_and_exits() {
     let child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
     drop(command);
     let program = Program { child, log: Arc::default() };
-    program.follow(errors);
+    program.read_lines(errors);
     until("the program has started", || program.has_said("ready\n"));
     for _ in 0..400 {
         let mut client = TcpStream::connect(address_of(&program, "listener=in")).unwrap();

@@ -94,8 +94,8 @@ struct Tally {
 /// East with its state on small disks, west as its peer, and north, which can join.
 fn clusters(endpoint: &Scripted) -> [Cluster; 3] {
     let [mut east, mut west, mut north] = ["east", "west", "north"].map(Cluster::new);
-    east.believe(&west);
-    west.believe(&east);
+    east.trust_cluster(&west);
+    west.trust_cluster(&east);
     for folder in [east.path("state"), east.path("gw-1")] {
         fs::create_dir(&folder).unwrap();
         assert!(run("mount", &["-t", "tmpfs", "-o", "size=6m", "tmpfs", folder.to_str().unwrap()]));

@@ -135,8 +135,8 @@ fn world() -> Result<World, String> {
     ip(&format!("-n {} -6 addr add fd00:78::2/64 dev veth0 nodad", star.leg(WEST)))?;
     ip(&format!("-n {} -6 route add default via fd00:78::1 dev veth0", star.leg(WEST)))?;
     let (mut east, mut west) = (cluster("east", &star, EAST), cluster("west", &star, WEST));
-    east.believe(&west);
-    west.believe(&east);
+    east.trust_cluster(&west);
+    west.trust_cluster(&east);
     let reviews = reviews(&east);
     for (key, value) in [
         ("gateways", format!("[{{ name: gw-1, address: {}, identities: ['{PAGE}'] }}]", Star::address(EAST))),

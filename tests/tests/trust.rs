@@ -37,7 +37,7 @@ use serde_json::{Value, json};
 const HOST: &str = "details.bookinfo.svc.cluster.local";
 const HOUR: Duration = Duration::from_secs(3600);
 /// Overlap of the awaited roll-over.
-const BRIEF: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_secs(3);
 /// Lifetime of leaves during it.
 const LIFETIME: Duration = Duration::from_secs(14);
 const PACE: Duration = Duration::from_millis(20);
@@ -234,7 +234,7 @@ impl Traffic {
 
 #[test]
 fn roll_over_waits_for_every_peer_and_fails_no_call() {
-    let mut world = World::new(BRIEF, LIFETIME);
+    let mut world = World::new(SHORT, LIFETIME);
     world.until_acknowledged();
     let first = sequence(&world.east, "east.example");
     let traffic = world.caller.traffic();
@@ -247,7 +247,7 @@ fn roll_over_waits_for_every_peer_and_fails_no_call() {
         (word["present"] == both && word["sequence"] == first && word["is_present"] == false).then_some(())
     });
     // While west's agent is away, for any time, the old root keeps signing.
-    throughout(BRIEF * 3, "the roll-over is held", || rollover(&world.east)["step"] == "trusted");
+    throughout(SHORT * 3, "the roll-over is held", || rollover(&world.east)["step"] == "trusted");
     let printed = certs(&world.east, &["rotate"]);
     let waits = format!(
         "waiting for peer \"west\" of \"east\": its last acknowledged bundle ({first}) lacks the new root"

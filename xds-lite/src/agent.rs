@@ -323,7 +323,7 @@ async fn serve_dns(dns: Option<DnsServer>) -> Result<(), Error> {
 /// Reloads the intermediate when it changes, if there is one.
 async fn renew_intermediate(issuing: Option<Arc<Issuing>>) {
     match issuing {
-        Some(issuing) => issuing.follow().await,
+        Some(issuing) => issuing.run().await,
         None => std::future::pending().await,
     }
 }

@@ -200,7 +200,7 @@ impl Server {
 
     async fn follow_upstreams(&self) {
         match &self.forwarder {
-            Some(forwarder) => forwarder.upstreams.follow().await,
+            Some(forwarder) => forwarder.upstreams.watch_system().await,
             None => std::future::pending().await,
         }
     }
@@ -243,7 +243,7 @@ impl Server {
             return self.fail(packet, (Answer::Refused, Failure::Refused), transport);
         }
         let Some(relayed) = Relayed::new(packet) else { return Reply::Nothing };
-        match self.forwarded.take(client) {
+        match self.forwarded.admit(client) {
             Some(place) => Reply::Later(relayed, place),
             None => self.fail(packet, (Answer::Limited, Failure::Unanswered), transport),
         }

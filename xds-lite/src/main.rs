@@ -205,7 +205,7 @@ fn enrol(args: &EnrolArgs) -> anyhow::Result<()> {
         // A reader that never reads standard output must not keep the program from ending.
         tokio::task::spawn_blocking(move || say(&shown)).await??;
         if args.follow {
-            enrolled.follow().await?;
+            enrolled.run().await?;
         }
         Ok(())
     })
@@ -251,7 +251,7 @@ fn until_stopped(stop: &Notify, work: impl Future<Output = anyhow::Result<()>>) 
 fn follow_signals(look_again: impl Fn() + Send + 'static) -> io::Result<Arc<Notify>> {
     let stop = Arc::new(Notify::new());
     let tell = Arc::clone(&stop);
-    signals::follow(move |heard| match heard {
+    signals::listen(move |heard| match heard {
         Signal::End => {
             end_within(GRACE);
             tell.notify_one();

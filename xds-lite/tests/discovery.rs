@@ -41,10 +41,10 @@ const STRANGER: &str = "spiffe://east.example/ns/a/sa/b";
 
 /// A gateway that follows an agent until its runtime is dropped.
 fn gateway(world: &World, id: &str, server: &str, agent: &Agent, seen: &Seen) -> Runtime {
-    follow(world.client(id, server), &[agent.at], seen)
+    subscribe(world.client(id, server), &[agent.at], seen)
 }
 
-fn follow(tls: Arc<TlsClient>, servers: &[SocketAddr], seen: &Seen) -> Runtime {
+fn subscribe(tls: Arc<TlsClient>, servers: &[SocketAddr], seen: &Seen) -> Runtime {
     let subscription = Subscription {
         servers: servers.iter().map(|at| at.to_string().parse().unwrap()).collect(),
         within: None,
@@ -54,7 +54,7 @@ fn follow(tls: Arc<TlsClient>, servers: &[SocketAddr], seen: &Seen) -> Runtime {
     };
     let mut seen = seen.clone();
     let runtime = Runtime::new().unwrap();
-    runtime.spawn(async move { subscription.follow(vec![Client::new(TYPE, [])], &mut seen).await });
+    runtime.spawn(async move { subscription.run(vec![Client::new(TYPE, [])], &mut seen).await });
     runtime
 }
 
@@ -194,7 +194,7 @@ fn client_fails_over_to_the_next_agent() {
     }
     let (one, two) = (start(&world, &first, ANY), start(&world, &second, ANY));
     let servers = [one.at, two.at];
-    let _gateway = follow(world.client(GATEWAY, AGENT), &servers, &seen);
+    let _gateway = subscribe(world.client(GATEWAY, AGENT), &servers, &seen);
     until("the first agent is followed", || seen.has(&[("a", "1")]) && first.0.all().len() == 1);
     assert!(second.0.all().is_empty(), "one agent at a time, and in order");
     drop(one);
@@ -234,7 +234,7 @@ fn distrusted_side_is_cut_off_and_reconnects_once_trusted() {
     directory.0.change(|view| _ = view.set("a", "1"));
     let (east, own) = (world.trust(AGENT), world.trust(GATEWAY));
     let agent = common::agent(east.clone(), Routes::new(Discovery::service(Arc::clone(&directory))), ANY);
-    let _gateway = follow(common::client(own.clone(), AGENT), &[agent.at], &seen);
+    let _gateway = subscribe(common::client(own.clone(), AGENT), &[agent.at], &seen);
     until("the first state is there", || seen.has(&[("a", "1")]));
     let followers = || directory.0.all().len();
     for side in [&east, &own] {
@@ -330,7 +330,7 @@ fn subscription_follows_names_in_resources_of_another_type() {
     let mut lists = Lists { items: seen.clone(), ..Lists::default() };
     let runtime = Runtime::new().unwrap();
     let clients = vec![Client::new(TYPE, []), Client::of_names(OTHER)];
-    runtime.spawn(async move { subscription.follow(clients, &mut lists).await });
+    runtime.spawn(async move { subscription.run(clients, &mut lists).await });
     until("the named resources are there", || seen.has(&[("a", "1"), ("b", "1")]));
     directory.lists.change(|view| _ = view.set("l", "b c"));
     until("the newly named resources are there", || seen.has(&[("b", "1"), ("c", "1")]));
@@ -570,7 +570,7 @@ fn refused_resource_is_requested_again_and_its_acceptance_reported() {
     let (seen, chains, runtime) =
         (hesitant.seen.clone(), Arc::clone(&hesitant.chains), Runtime::new().unwrap());
     let mut tables = hesitant;
-    runtime.spawn(async move { subscription.follow(vec![Client::new(TYPE, [])], &mut tables).await });
+    runtime.spawn(async move { subscription.run(vec![Client::new(TYPE, [])], &mut tables).await });
     until("it is accepted, and a new stream has begun", || seen.0.lock().unwrap().made == 2);
     assert!(seen.has(&[("a", "1")]));
     assert_eq!(seen.0.lock().unwrap().lost, ["its certificate is wanted"]);

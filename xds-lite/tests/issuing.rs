@@ -57,7 +57,7 @@ fn gateway_renews_its_certificate_with_its_own_key() {
     assert_eq!(chain[2], world.authority.certificate_pem());
     let identity = Identity::from_pem(chain.concat(), key.serialize_pem()).unwrap();
     assert_eq!(identity.id().to_string(), GATEWAY);
-    let facts = Facts::of(&pem::certificates(&chain[0]).unwrap()[0]).unwrap();
+    let facts = Facts::read(&pem::certificates(&chain[0]).unwrap()[0]).unwrap();
     let life = facts.not_after - facts.not_before;
     assert!(life < HOUR * 2, "shortened to the policy's limit: {life}");
     let trusted = world.trust(AGENT).current();

@@ -161,7 +161,7 @@ impl Drop for Live {
 }
 
 /// What to do with a connection after an event.
-enum Next {
+enum Step {
     Keep,
     Close,
     Transfer,
@@ -243,10 +243,10 @@ impl Front {
             echo(conn, &mut self.buffer)
         };
         match next {
-            Ok(Next::Keep) => {}
-            Ok(Next::Close) => drop(self.conns.remove(token)),
-            Ok(Next::Transfer) => self.hand_over(token, |front, conn| front.transfers.take(conn)),
-            Ok(Next::Verify) => self.hand_over(token, |_, conn| {
+            Ok(Step::Keep) => {}
+            Ok(Step::Close) => drop(self.conns.remove(token)),
+            Ok(Step::Transfer) => self.hand_over(token, |front, conn| front.transfers.take(conn)),
+            Ok(Step::Verify) => self.hand_over(token, |_, conn| {
                 // Not joined: the thread ends with its connection, which a check always closes.
                 spawn("backend-verify", move || echo_all(conn)).map(drop)
             }),
@@ -267,13 +267,13 @@ impl Front {
     }
 }
 
-fn read_hello(conn: &mut Conn, hello: &Hello, buffer: &mut [u8], resumed: &AtomicU64) -> io::Result<Next> {
+fn read_hello(conn: &mut Conn, hello: &Hello, buffer: &mut [u8], resumed: &AtomicU64) -> io::Result<Step> {
     let wanted = hello.len() - conn.read;
     let room = buffer.get_mut(..wanted).unwrap_or_default();
     let part = match conn.wire.read(room) {
-        Ok(0) => return Ok(Next::Close),
+        Ok(0) => return Ok(Step::Close),
         Ok(length) => room.get(..length).unwrap_or_default(),
-        Err(error) if try_again(&error) => return Ok(Next::Keep),
+        Err(error) if try_again(&error) => return Ok(Step::Keep),
         Err(error) => return Err(error),
     };
     if let Some(job) = hello.accept(conn.read, part)? {
@@ -281,13 +281,13 @@ fn read_hello(conn: &mut Conn, hello: &Hello, buffer: &mut [u8], resumed: &Atomi
     }
     conn.read += part.len();
     if conn.read < hello.len() {
-        return Ok(Next::Keep);
+        return Ok(Step::Keep);
     }
     resumed.fetch_add(u64::from(conn.wire.is_resumed() == Some(true)), Ordering::Relaxed);
     answer(conn)
 }
 
-fn answer(conn: &mut Conn) -> io::Result<Next> {
+fn answer(conn: &mut Conn) -> io::Result<Step> {
     if conn.job != Some(Job::Once) {
         conn.wire.socket().set_nodelay(true)?;
     }
@@ -296,22 +296,22 @@ fn answer(conn: &mut Conn) -> io::Result<Next> {
         conn.wire.end();
     }
     Ok(match conn.job {
-        Some(Job::Echo | Job::Hold) => Next::Keep,
-        Some(Job::Source | Job::Sink | Job::Both) => Next::Transfer,
-        Some(Job::Verify) => Next::Verify,
-        Some(Job::Once) | None => Next::Close,
+        Some(Job::Echo | Job::Hold) => Step::Keep,
+        Some(Job::Source | Job::Sink | Job::Both) => Step::Transfer,
+        Some(Job::Verify) => Step::Verify,
+        Some(Job::Once) | None => Step::Close,
     })
 }
 
 /// Echoes. The load never has enough in flight to fill the socket's buffer.
-fn echo(conn: &mut Conn, buffer: &mut [u8]) -> io::Result<Next> {
+fn echo(conn: &mut Conn, buffer: &mut [u8]) -> io::Result<Step> {
     match conn.wire.read(buffer) {
-        Ok(0) => Ok(Next::Close),
+        Ok(0) => Ok(Step::Close),
         Ok(length) => {
             conn.wire.write_all(buffer.get(..length).unwrap_or_default())?;
-            Ok(Next::Keep)
+            Ok(Step::Keep)
         }
-        Err(error) if try_again(&error) => Ok(Next::Keep),
+        Err(error) if try_again(&error) => Ok(Step::Keep),
         Err(error) => Err(error),
     }
 }

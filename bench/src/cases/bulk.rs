@@ -30,6 +30,6 @@ pub(super) fn measure(
 
 /// The figures of this many bytes.
 pub(super) fn sample(bytes: u64, usage: &Usage) -> Sample {
-    let sample = Sample::of(THROUGHPUT, number(bytes) / 1e9 / usage.wall);
+    let sample = Sample::new(THROUGHPUT, number(bytes) / 1e9 / usage.wall);
     sample.with_usage(usage, Work::bytes(bytes))
 }

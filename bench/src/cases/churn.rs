@@ -52,7 +52,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
     })?;
     let Usage { wall: seconds, machine, .. } = meter.stop()?;
     let ping_p99 = number(round_trips.value_at_quantile(0.99)) / 1e3;
-    Ok(Sample::of(RATE, number(first_bytes.len()) / seconds)
+    Ok(Sample::new(RATE, number(first_bytes.len()) / seconds)
         .and(SWAPS, f64::from(swaps) / seconds)
         .and(LOST, number(short.lost() - before))
         .and(CLOSED, number(beside_closing(lab, contender)?))

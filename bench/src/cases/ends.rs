@@ -100,7 +100,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, end: End, load: Load) ->
                 }
             };
             let made = number(done.times.len());
-            let mut sample = Sample::of(RATE, made / usage.wall);
+            let mut sample = Sample::new(RATE, made / usage.wall);
             if resumes {
                 sample = sample.and(RESUMED, number(done.resumed) / made * 100.0);
             }

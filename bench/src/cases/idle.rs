@@ -31,13 +31,13 @@ pub(super) fn cost(
     (target, backend): (&Target, &Backend),
     connections: u16,
 ) -> io::Result<Sample> {
-    let inspect = || Ok((Holdings::of(&running.processes)?, Process::sum(&running.processes)?.descriptors));
+    let inspect = || Ok((Holdings::read(&running.processes)?, Process::sum(&running.processes)?.descriptors));
     // The first connections also pay one-time costs.
     hold(lab, target, backend, 16, || Ok(()))?;
     let (rest, open_at_rest) = inspect()?;
     let (full, open) = hold(lab, target, backend, connections, inspect)?;
     let growth = number(full.pss) - number(rest.pss);
-    Ok(Sample::of(EACH, growth / f64::from(connections))
+    Ok(Sample::new(EACH, growth / f64::from(connections))
         .and(REST_RSS, number(rest.rss) / 1024.0)
         .and(REST_PSS, number(rest.pss) / 1024.0)
         .and(PIPES, number(full.pipes) - number(rest.pipes))

@@ -31,7 +31,7 @@ pub(super) fn measure(
     };
     let rate = number(times.len()) / usage.wall;
     let sample = match pace {
-        Pace::Closed => Sample::of(RATE, rate).with_latency(&times),
+        Pace::Closed => Sample::new(RATE, rate).with_latency(&times),
         Pace::Open(_) => Sample::of_p99(&times).and(RATE, rate),
     };
     Ok(sample.with_usage(&usage, Work::round_trips(times.len())))

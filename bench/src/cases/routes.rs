@@ -27,13 +27,13 @@ const SETTLE: Duration = Duration::from_millis(500);
 const ENOUGH: u32 = 1000;
 
 pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Result<Sample> {
-    let empty = Holdings::of(&contender.start_fresh(lab, 1)?.processes)?;
+    let empty = Holdings::read(&contender.start_fresh(lab, 1)?.processes)?;
     let began = Instant::now();
     let started = contender.start_patiently(lab, services, PATIENCE);
     let mut running = started.map_err(|error| too_many(services, &error))?;
     let start = began.elapsed();
     thread::sleep(SETTLE);
-    let rest = Holdings::of(&running.processes)?;
+    let rest = Holdings::read(&running.processes)?;
 
     let published = contender.publish(lab, &running, services + 1)?;
     let changed = running.wait_until_routing(&lab.loopback, services, PATIENCE, &lab.stop);
@@ -45,7 +45,7 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, services: u32) -> io::Re
     let mut short = Short::new(&target, Closer::Server, IN_FLIGHT)?.over_services(services);
     let (times, usage) =
         warm_then_count(lab, &running.processes, |until| short.run(until, &lab.stop).cloned())?;
-    let mut sample = Sample::of(RATE, number(times.len()) / usage.wall)
+    let mut sample = Sample::new(RATE, number(times.len()) / usage.wall)
         .and(START, start.as_secs_f64())
         .and(CHANGE, change.as_secs_f64() * 1e3)
         .and(REST_RSS, number(rest.rss) / 1024.0);

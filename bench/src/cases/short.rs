@@ -35,6 +35,6 @@ pub(super) fn measure(lab: &Lab, contender: &Contender, closer: Closer, veth: bo
         let mut short = Short::new(&target, closer, IN_FLIGHT)?.at_most(most);
         warm_then_count_apart(lab, &running.processes, |until| short.run(until, &lab.stop).cloned())
     })?;
-    let sample = Sample::of(RATE, number(times.len()) / usage.wall).with_latency(&times);
+    let sample = Sample::new(RATE, number(times.len()) / usage.wall).with_latency(&times);
     Ok(sample.with_usage(&usage, Work::connections(times.len())))
 }

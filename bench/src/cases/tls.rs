@@ -21,6 +21,6 @@ pub(super) fn measure(lab: &Lab, contender: &Contender) -> io::Result<Sample> {
     let (done, usage) =
         warm_then_count(lab, &running.processes, |until| handshakes(visit, THREADS, until, &lab.stop))?;
     let times = done.times;
-    let sample = Sample::of(RATE, number(times.len()) / usage.wall).with_latency(&times);
+    let sample = Sample::new(RATE, number(times.len()) / usage.wall).with_latency(&times);
     Ok(sample.with_usage(&usage, Work::connections(times.len())))
 }

@@ -86,8 +86,8 @@ impl World {
         let hello = Arc::new(Hello::new()?);
         let marks = [endpoint(Mark::A, Arc::clone(&hello))?, endpoint(Mark::B, Arc::clone(&hello))?];
         let (mut east, mut west) = (Cluster::new("east")?, Cluster::new("west")?);
-        east.believe(&west)?;
-        west.believe(&east)?;
+        east.trust_cluster(&west)?;
+        west.trust_cluster(&east)?;
         east.add_gateway("gw-1")?;
         west.add_gateway("gw-1")?;
         let real: BTreeMap<_, _> =

@@ -99,7 +99,7 @@ impl Cluster {
     }
 
     /// Trusts another cluster's authority.
-    pub(super) fn believe(&mut self, other: &Self) -> anyhow::Result<()> {
+    pub(super) fn trust_cluster(&mut self, other: &Self) -> anyhow::Result<()> {
         Ok(self.home.federate(other.domain(), &other.home.bundle(other.domain())?)?)
     }
 

@@ -86,7 +86,7 @@ impl Crowd {
         let mut member = Member { names: HashSet::new(), all: Arc::clone(&self.all) };
         self.members += 1;
         self.runtime.spawn(async move {
-            subscription.follow(vec![Client::new(SLICE, Vec::new())], &mut member).await;
+            subscription.run(vec![Client::new(SLICE, Vec::new())], &mut member).await;
         });
         Ok(())
     }

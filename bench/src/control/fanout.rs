@@ -55,8 +55,8 @@ pub(super) fn measure(
     let others: Vec<Cluster> = (0..peers)
         .map(|number| {
             let mut peer = Cluster::new(&format!("peer-{number}"))?;
-            peer.believe(&cluster)?;
-            cluster.believe(&peer)?;
+            peer.trust_cluster(&cluster)?;
+            cluster.trust_cluster(&peer)?;
             Ok(peer)
         })
         .collect::<anyhow::Result<_>>()?;
@@ -110,7 +110,7 @@ fn step(
     }
     let used = (cpu()? - began.1).saturating_sub(idle.mul_f64(began.0.elapsed().as_secs_f64()));
     times.sort();
-    let agent_rss = crate::proc::Holdings::of(&[agent.id()])?.rss;
+    let agent_rss = crate::proc::Holdings::read(&[agent.id()])?.rss;
     Ok(Step { gateways, members: crowd.members, joined, times, agent: used / CHANGES, agent_rss })
 }
 

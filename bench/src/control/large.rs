@@ -139,7 +139,7 @@ impl World {
             idle.push((between[0] - before[0]).div_f64((APART * ADDED + AFTERWARDS).as_secs_f64()));
         }
         idle.sort();
-        let summary = |costs: &[f64]| Summary::of(costs).context("no round was measured");
+        let summary = |costs: &[f64]| Summary::from_samples(costs).context("no round was measured");
         let added = Added {
             bytes: bytes / u64::from(ADDED * ROUNDS),
             agent: summary(&agent)?,
@@ -202,7 +202,7 @@ fn idle_gateway(programs: &Programs, stop: &Stop) -> anyhow::Result<u64> {
 }
 
 fn resident(program: &Program) -> io::Result<u64> {
-    Holdings::of(&[program.id()]).map(|holdings| holdings.rss)
+    Holdings::read(&[program.id()]).map(|holdings| holdings.rss)
 }
 
 fn peak(program: &Program) -> io::Result<u64> {

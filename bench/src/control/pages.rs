@@ -58,8 +58,8 @@ pub(super) fn measure(
 /// Slices arrive from a peer.
 fn slices(programs: &Programs, size: Size, stop: &Stop) -> anyhow::Result<Vec<Page>> {
     let (mut east, mut west) = (Cluster::new("east")?, Cluster::new("west")?);
-    east.believe(&west)?;
-    west.believe(&east)?;
+    east.trust_cluster(&west)?;
+    west.trust_cluster(&east)?;
     east.add_gateway("gw-1")?;
     west.add_gateway("gw-1")?;
     let _registry = Registry::fill(&east.registry(), (size.services, size.endpoints), Default::default())?;

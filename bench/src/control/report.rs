@@ -54,7 +54,7 @@ enum Verdict {
 }
 
 impl Verdict {
-    fn of(is_met: bool) -> Self {
+    fn new(is_met: bool) -> Self {
         if is_met { Self::Met } else { Self::NotMet }
     }
 }
@@ -75,7 +75,7 @@ impl Report {
     }
 
     fn bar(&mut self, part: &'static str, title: &str, unit: &'static str, value: f64, bar: f64) {
-        self.judged(part, title, unit, (value, bar, Verdict::of(value <= bar)));
+        self.judged(part, title, unit, (value, bar, Verdict::new(value <= bar)));
     }
 
     fn judged(
@@ -123,7 +123,7 @@ impl Report {
         let (large, small) = (&large.added, &small.added);
         let is_sound = large.is_each_alone && small.is_each_alone;
         let bytes = number(large.bytes) / number(small.bytes.max(1));
-        let verdict = if is_sound { Verdict::of(bytes <= TWICE) } else { Verdict::Unclear };
+        let verdict = if is_sound { Verdict::new(bytes <= TWICE) } else { Verdict::Unclear };
         self.judged(part, "large ÷ small: bytes of an added service", "×", (bytes, TWICE, verdict));
         for (who, large, small) in
             [("agent", large.agent, small.agent), ("gateway", large.gateway, small.gateway)]

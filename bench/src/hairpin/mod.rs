@@ -96,7 +96,7 @@ impl Hairpin {
             client_id: world.client_id.clone(),
         };
         let [first, second] = &world.routes;
-        let report = Report::of(setting, [(first, &direct), (second, &hairpin)]);
+        let report = Report::compare(setting, [(first, &direct), (second, &hairpin)]);
         let report = report.context("no measurement was completed")?;
         io::stdout().write_all(table::render(&report).as_bytes()).context("cannot print the report")?;
         if let Some(file) = &self.json {

@@ -102,14 +102,16 @@ pub(super) struct FigureReport {
 
 impl Report {
     /// Summarizes the visits of each route; `None` without visits.
-    pub(super) fn of(setting: Setting, [direct, hairpin]: [(&Route, &[Visit]); 2]) -> Option<Self> {
+    pub(super) fn compare(setting: Setting, [direct, hairpin]: [(&Route, &[Visit]); 2]) -> Option<Self> {
         let Shapes { west_centre, centre_east, west_east } = setting.shapes;
         let gb = number(setting.plan.size) / 1e9;
         let figures: Vec<FigureReport> = FIGURES
             .iter()
             .map(|(key, title, unit, find)| {
                 let summary = |visits: &[Visit]| {
-                    Summary::of(&visits.iter().flat_map(|visit| find(visit, gb)).collect::<Vec<_>>())
+                    Summary::from_samples(
+                        &visits.iter().flat_map(|visit| find(visit, gb)).collect::<Vec<_>>(),
+                    )
                 };
                 let (direct, hairpin) = (summary(direct.1)?, summary(hairpin.1)?);
                 let ratio = (hairpin.median > 0.0).then(|| direct.median / hairpin.median);
@@ -123,8 +125,8 @@ impl Report {
             rounds: direct.1.len(),
             setting,
             equal_legs: west_centre == centre_east && centre_east == west_east,
-            direct: RouteReport::of(direct),
-            hairpin: RouteReport::of(hairpin),
+            direct: RouteReport::new(direct),
+            hairpin: RouteReport::new(hairpin),
             verdict: verdict(&figures)?,
             figures,
         })
@@ -132,7 +134,7 @@ impl Report {
 }
 
 impl RouteReport {
-    fn of((route, visits): (&Route, &[Visit])) -> Self {
+    fn new((route, visits): (&Route, &[Visit])) -> Self {
         let seen = |what: fn(&Visit) -> &str| {
             let all: BTreeSet<&str> = visits.iter().map(what).collect();
             all.into_iter().collect::<Vec<_>>().join(", ")
@@ -211,7 +213,7 @@ mod tests {
             client_id,
             dropped: [1, 2, 3],
         };
-        Report::of(setting, [(&routes[0], &direct), (&routes[1], &hairpin)]).unwrap()
+        Report::compare(setting, [(&routes[0], &direct), (&routes[1], &hairpin)]).unwrap()
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub(crate) struct Point {
 pub(crate) fn write(report: &Report, directory: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
     // The JSON first: the other forms can be rendered from it again.
-    put(directory, "report.json", &serde_json::to_string(report)?)?;
+    write_file(directory, "report.json", &serde_json::to_string(report)?)?;
     eprintln!("wrote report.json to {}", directory.display());
     write_pages(report, directory)
 }
@@ -132,15 +132,15 @@ fn write_pages(report: &Report, directory: &Path) -> anyhow::Result<()> {
     let charts = directory.join(markdown::CHARTS);
     fs::create_dir_all(&charts).with_context(|| format!("cannot create {}", charts.display()))?;
     for (name, chart) in markdown::charts(report) {
-        put(&charts, &name, &chart)?;
+        write_file(&charts, &name, &chart)?;
     }
-    put(directory, "report.html", &page::render(report))?;
-    put(directory, "report.md", &markdown::render(report))?;
+    write_file(directory, "report.html", &page::render(report))?;
+    write_file(directory, "report.md", &markdown::render(report))?;
     eprintln!("wrote report.html, report.md and charts to {}", directory.display());
     Ok(())
 }
 
-fn put(directory: &Path, name: &str, content: &str) -> anyhow::Result<()> {
+fn write_file(directory: &Path, name: &str, content: &str) -> anyhow::Result<()> {
     let path = directory.join(name);
     fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -46,7 +46,7 @@ pub(crate) fn case_report(
         scenario: scenario.name(),
         title: case.title(),
         headline: headline.into(),
-        cpu_gap: Summary::of(&gaps).map(|gaps| (gaps.min, gaps.max)),
+        cpu_gap: Summary::from_samples(&gaps).map(|gaps| (gaps.min, gaps.max)),
         cpu_headline: if agreed { CPU_MACHINE } else { CPU_PROCESSES }.into(),
         systems,
     })
@@ -84,7 +84,7 @@ fn row<'a>(system: &str, own: impl Iterator<Item = &'a Measurement>) -> Row {
             title: figure.title.into(),
             unit: figure.unit.into(),
             more_is_better: figure.better == Better::More,
-            summary: Summary::of(&samples)?,
+            summary: Summary::from_samples(&samples)?,
             samples,
             ratio_to_isthmus: None,
             ratio_to_direct: None,
@@ -145,7 +145,7 @@ mod tests {
     const CPU: Figure = Figure::less(CPU_MACHINE, "CPU", "s");
 
     fn measured(system: &str, rate: f64, gap: f64) -> Measurement {
-        let sample = Sample::of(RATE, rate).and(CPU, 2.0 / rate);
+        let sample = Sample::new(RATE, rate).and(CPU, 2.0 / rate);
         Measurement { case: CASE, system: system.into(), outcome: Ok(Sample { gap: Some(gap), ..sample }) }
     }
 
@@ -184,7 +184,7 @@ mod tests {
     fn summary_marks_rate_of_idle_worker_as_generator_bound() {
         let busy = Figure::more(BUSY, "worker busy", "%");
         let with_busy = |system: &str, percent| {
-            let sample = Sample::of(RATE, 1.0).and(busy, percent);
+            let sample = Sample::new(RATE, 1.0).and(busy, percent);
             Measurement { case: CASE, system: system.into(), outcome: Ok(sample) }
         };
         let report = summed_up(&[with_busy("isthmus", 70.0), with_busy("nginx", 99.0)]);
@@ -210,7 +210,7 @@ mod tests {
             for microseconds in from..from + 5000 {
                 record(&mut times, std::time::Duration::from_micros(microseconds));
             }
-            let sample = Sample::of(RATE, 1.0).with_latency(&times);
+            let sample = Sample::new(RATE, 1.0).with_latency(&times);
             Measurement { case: CASE, system: "isthmus".into(), outcome: Ok(sample) }
         };
         // 1 to 10 000 µs, each once.

@@ -64,12 +64,12 @@ pub(crate) struct Progress {
 /// A kept-alive connection.
 #[derive(Debug)]
 pub(crate) struct OpenConnection {
-    inside: Inside,
+    inside: Protocol,
     _open: Open,
 }
 
 #[derive(Debug)]
-enum Inside {
+enum Protocol {
     Bare(Box<TlsStream<TcpStream>>),
     Http { sender: SendRequest<Empty<Bytes>>, driver: Driver },
 }
@@ -112,10 +112,10 @@ impl Client {
         };
         progress.step = Step::Answer;
         match (&self.work, &mut connection.inside) {
-            (Work::Http(path), Inside::Http { sender, driver }) => {
+            (Work::Http(path), Protocol::Http { sender, driver }) => {
                 self.get(path, sender, driver, progress).await?;
             }
-            (Work::Echo(payload), Inside::Bare(stream)) => echo(payload, stream, progress).await?,
+            (Work::Echo(payload), Protocol::Bare(stream)) => echo(payload, stream, progress).await?,
             _ => {}
         }
         if self.keeps() {
@@ -147,9 +147,9 @@ impl Client {
                 let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
                 let mut driver = Driver::new();
                 driver.spawn(connection);
-                Inside::Http { sender, driver }
+                Protocol::Http { sender, driver }
             }
-            _ => Inside::Bare(Box::new(stream)),
+            _ => Protocol::Bare(Box::new(stream)),
         };
         Ok(OpenConnection { inside, _open: open })
     }
@@ -193,8 +193,8 @@ impl Client {
 impl OpenConnection {
     fn is_usable(&self) -> bool {
         match &self.inside {
-            Inside::Bare(_) => true,
-            Inside::Http { sender, .. } => !sender.is_closed(),
+            Protocol::Bare(_) => true,
+            Protocol::Http { sender, .. } => !sender.is_closed(),
         }
     }
 
@@ -202,13 +202,13 @@ impl OpenConnection {
     /// accepted the client certificate (TLS 1.3 does not say so earlier) and that no bytes were lost.
     async fn close(self) -> Result<(), Failure> {
         match self.inside {
-            Inside::Http { sender, mut driver } => {
+            Protocol::Http { sender, mut driver } => {
                 drop(sender);
                 // The response is complete, so the outcome of the close does not matter.
                 driver.join_next().await;
                 Ok(())
             }
-            Inside::Bare(mut stream) => {
+            Protocol::Bare(mut stream) => {
                 let shutdown = stream.shutdown().await;
                 let mut rest = vec![0; CHUNK];
                 loop {

@@ -71,7 +71,7 @@ impl Failure {
 
     fn of_io(error: &io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        let text = match tls.and_then(VerifyError::of) {
+        let text = match tls.and_then(VerifyError::find_in) {
             Some(why) => why.to_string(),
             None => error.to_string(),
         };

@@ -91,7 +91,8 @@ impl Report {
         elapsed: Duration,
         interrupted: bool,
     ) -> Self {
-        let at_a_rate = |times| if asked.rate_per_s.is_some() { Quantiles::of(times) } else { None };
+        let at_a_rate =
+            |times| if asked.rate_per_s.is_some() { Quantiles::from_histogram(times) } else { None };
         let failures = tally.failures.iter().map(|((kind, step), failed)| FailureReport {
             kind: kind.name(),
             detail: kind.detail(),
@@ -110,12 +111,12 @@ impl Report {
             cut_off: undone.under_way,
             per_s: per_second(tally.succeeded, elapsed),
             latency_us: Latency {
-                connect: Quantiles::of(&tally.connect),
-                handshake: Quantiles::of(&tally.handshake),
-                first_byte: Quantiles::of(&tally.first_byte),
+                connect: Quantiles::from_histogram(&tally.connect),
+                handshake: Quantiles::from_histogram(&tally.handshake),
+                first_byte: Quantiles::from_histogram(&tally.first_byte),
                 queued: at_a_rate(&tally.queued),
                 service: at_a_rate(&tally.service),
-                operation: Quantiles::of(&tally.operation),
+                operation: Quantiles::from_histogram(&tally.operation),
             },
             failures: failures.collect(),
             asked,
@@ -130,7 +131,7 @@ impl Report {
 
 impl Quantiles {
     /// Converts nanoseconds to microseconds; `None` without values.
-    pub(crate) fn of(times: &Histogram<u64>) -> Option<Self> {
+    pub(crate) fn from_histogram(times: &Histogram<u64>) -> Option<Self> {
         let at = |quantile| number(times.value_at_quantile(quantile)) / 1e3;
         let max = number(times.max()) / 1e3;
         let count = times.len();

@@ -50,14 +50,14 @@ impl Live {
         };
         let undone = drive.undone();
         let (seconds, open, waiting) = (elapsed.as_secs_f64(), drive.open(), undone.unstarted);
-        let last = Rates::of(&recent, since);
+        let last = Rates::new(&recent, since);
         let Some(bar) = &self.bar else {
             eprintln!(
                 "{seconds:4.0} s  {last}  {failed:6} failed so far  {open:5} open  {waiting:5} waiting"
             );
             return;
         };
-        let all = Rates::of(&total, elapsed);
+        let all = Rates::new(&total, elapsed);
         let end = self.duration.map_or(String::new(), |end| format!(" of {:.0} s", end.as_secs_f64()));
         bar.set_position(elapsed.as_secs());
         bar.set_message(format!(
@@ -81,9 +81,9 @@ struct Rates {
 }
 
 impl Rates {
-    fn of(recent: &Recent, over: Duration) -> Self {
+    fn new(recent: &Recent, over: Duration) -> Self {
         let per_s = per_second(recent.succeeded, over);
-        Self { per_s, quantiles: Quantiles::of(&recent.operation) }
+        Self { per_s, quantiles: Quantiles::from_histogram(&recent.operation) }
     }
 }
 

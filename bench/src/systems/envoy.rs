@@ -54,8 +54,8 @@ impl System for Envoy {
             ("@type", json!(format!("{TYPES}.extensions.transport_sockets.tls.v3.{name}"))),
             ("common_tls_context", tls_context(ends)),
         ];
-        inside.into_iter().for_each(|(key, value)| put(&mut tls, key, value));
-        put(at, "transport_socket", json!({ "name": "tls", "typed_config": tls }));
+        inside.into_iter().for_each(|(key, value)| set(&mut tls, key, value));
+        set(at, "transport_socket", json!({ "name": "tls", "typed_config": tls }));
         let listener = json!({
             "@type": format!("{TYPES}.config.listener.v3.Listener"),
             "name": "ends",
@@ -126,7 +126,7 @@ fn tls_context(ends: &Ends<'_>) -> Value {
     })
 }
 
-fn put(object: &mut Value, key: &str, value: Value) {
+fn set(object: &mut Value, key: &str, value: Value) {
     if let Some(object) = object.as_object_mut() {
         object.insert(key.to_owned(), value);
     }

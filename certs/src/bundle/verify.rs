@@ -178,7 +178,7 @@ impl DomainTrust {
         also(&leaf)?;
         let path =
             leaf.verify_for_usage(algorithms, &anchors, intermediates, now, usage, revocation, None)?;
-        Path::of(&path)
+        Path::from_verified(&path)
     }
 }
 
@@ -214,7 +214,7 @@ struct Path {
 }
 
 impl Path {
-    fn of(path: &VerifiedPath<'_>) -> Result<Self, Error> {
+    fn from_verified(path: &VerifiedPath<'_>) -> Result<Self, Error> {
         let ends = std::iter::once(path.end_entity().der())
             .chain(path.intermediate_certificates().map(|certificate| certificate.der()));
         let mut found = Self { until: u64::MAX, issuers: Vec::new(), serials: Vec::new(), may_sign: true };
@@ -225,7 +225,7 @@ impl Path {
             found.until = found.until.min(end);
             found.serials.push(serial_of(&certificate));
             if place > 0 {
-                found.issuers.push(KeyPin::of(certificate.public_key().raw));
+                found.issuers.push(KeyPin::new(certificate.public_key().raw));
                 // webpki leaves key usage to us.
                 let usage = certificate.key_usage().map_err(|_| Error::BadDer)?;
                 found.may_sign &= usage.is_none_or(|usage| usage.value.key_cert_sign());

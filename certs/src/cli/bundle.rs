@@ -9,7 +9,7 @@ use isthmus_certs::{Bundle, TrustDomain, cross, pem, spiffe_bundle};
 use rustls::pki_types::CertificateDer;
 use serde_json::{Value, json};
 
-use super::chains::shown;
+use super::chains::escaped;
 use super::options::{Audience, BundleChange, BundleOptions};
 use super::read;
 use super::say::{Answer, left, table, time};
@@ -41,8 +41,8 @@ pub(super) fn bundle(options: &BundleOptions) -> anyhow::Result<Answer> {
 }
 
 fn roots(file: &Path, domain: &TrustDomain) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let roots = pem::certificates(read(file)?).with_context(|| shown(file))?;
-    Bundle::new(domain, 0, &roots).with_context(|| shown(file))?;
+    let roots = pem::certificates(read(file)?).with_context(|| escaped(file))?;
+    Bundle::new(domain, 0, &roots).with_context(|| escaped(file))?;
     Ok(roots)
 }
 
@@ -55,7 +55,7 @@ fn load(file: &Path, domain: &TrustDomain) -> anyhow::Result<Bundle> {
     } else {
         pem::certificates(&text).map_err(Into::into).and_then(|roots| Ok(Bundle::new(domain, 0, &roots)?))
     };
-    bundle.with_context(|| shown(file))
+    bundle.with_context(|| escaped(file))
 }
 
 fn print(options: &BundleOptions) -> anyhow::Result<Answer> {
@@ -77,7 +77,7 @@ fn for_people(home: &Home, only: Option<&TrustDomain>) -> anyhow::Result<Answer>
     for domain in home.domains()?.into_iter().filter(|domain| only.is_none_or(|only| only == domain)) {
         let bundle = home.bundle(&domain)?;
         for root in bundle.roots() {
-            let facts = Facts::of(root)?;
+            let facts = Facts::read(root)?;
             let short = facts.fingerprint.get(..16).unwrap_or_default().to_owned();
             let ends = (time(facts.not_after), left(facts.not_after));
             table.add_row([domain.to_string(), bundle.sequence.to_string(), ends.0, ends.1, short]);
@@ -88,7 +88,7 @@ fn for_people(home: &Home, only: Option<&TrustDomain>) -> anyhow::Result<Answer>
 }
 
 fn described(domain: &TrustDomain, bundle: &Bundle) -> anyhow::Result<Value> {
-    let roots: Result<Vec<_>, _> = bundle.roots().iter().map(Facts::of).collect();
+    let roots: Result<Vec<_>, _> = bundle.roots().iter().map(Facts::read).collect();
     Ok(json!({ "trust_domain": domain, "sequence": bundle.sequence, "roots": roots? }))
 }
 

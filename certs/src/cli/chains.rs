@@ -50,7 +50,7 @@ pub(super) fn objections(
             if let Err(why) = peer_id(chain) {
                 object(why.to_string());
             }
-            for facts in chain.iter().filter_map(|certificate| Facts::of(certificate).ok()) {
+            for facts in chain.iter().filter_map(|certificate| Facts::read(certificate).ok()) {
                 out_of_time(&facts).into_iter().for_each(&mut object);
             }
         }
@@ -90,6 +90,6 @@ pub(super) fn described(place: usize, facts: &Facts) -> String {
 }
 
 /// A path that is safe to print.
-pub(super) fn shown(path: &Path) -> String {
+pub(super) fn escaped(path: &Path) -> String {
     printable(&path.display().to_string())
 }

@@ -9,7 +9,7 @@ use isthmus_certs::{DenyList, IdPattern, SpiffeId, TrustDomain, pem};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::chains::shown;
+use super::chains::escaped;
 use super::options::{DenyChange, DenyOptions};
 use super::read;
 use super::say::{Answer, table, time};
@@ -27,7 +27,7 @@ pub(super) fn deny(options: &DenyOptions) -> anyhow::Result<Answer> {
             let entries = parse_entries(what)?;
             let mut missing = Vec::new();
             let list = at.open()?.change_deny_list(|list| {
-                missing = entries.iter().filter(|entry| !entry.remove(list)).map(Entry::shown).collect();
+                missing = entries.iter().filter(|entry| !entry.remove(list)).map(Entry::render).collect();
                 missing.len() < entries.len()
             })?;
             if !missing.is_empty() {
@@ -37,7 +37,7 @@ pub(super) fn deny(options: &DenyOptions) -> anyhow::Result<Answer> {
         }
         Some(DenyChange::Take { file, trust_domain, at }) => {
             let envelope = String::from_utf8(read(file)?).with_context(|| {
-                format!("{}: is not UTF-8; a deny-list is JSON: is it the right file?", shown(file))
+                format!("{}: is not UTF-8; a deny-list is JSON: is it the right file?", escaped(file))
             })?;
             let list = at.open()?.take_deny_list(trust_domain, &envelope)?;
             Ok(changed(&list, "accepted"))
@@ -126,7 +126,7 @@ impl Entry {
         }
     }
 
-    fn shown(&self) -> String {
+    fn render(&self) -> String {
         match self {
             Self::Identity(identity) => identity.to_string(),
             Self::Serial(serial, _) | Self::Certificate(_, serial) => serial.to_string(),
@@ -150,7 +150,7 @@ fn parse_entry(word: &str) -> anyhow::Result<Entry> {
     if path.exists() {
         let chain = pem::certificates(read(path)?).with_context(|| word.to_owned())?;
         let leaf = chain.first().context("the file has no certificate")?;
-        let facts = Facts::of(leaf).with_context(|| word.to_owned())?;
+        let facts = Facts::read(leaf).with_context(|| word.to_owned())?;
         let serial = facts.serial.parse()?;
         return Ok(Entry::Certificate(Box::new(facts), serial));
     }

@@ -12,7 +12,7 @@ use isthmus_certs::{Role, pem};
 use rustls::pki_types::CertificateDer;
 use serde_json::json;
 
-use super::chains::{bundles, described, objections, shown};
+use super::chains::{bundles, described, escaped, objections};
 use super::options::InspectOptions;
 use super::say::{Answer, bad, good};
 
@@ -21,12 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) fn inspect(options: &InspectOptions) -> anyhow::Result<Answer> {
     let path = Path::new(&options.what);
     if path.exists() {
-        let chain = pem::certificates(super::read(path)?).with_context(|| shown(path))?;
+        let chain = pem::certificates(super::read(path)?).with_context(|| escaped(path))?;
         return answer(options, &chain, None);
     }
     let Some((host, _)) = options.what.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok())
     else {
-        bail!("{} is neither an existing file nor HOST:PORT", shown(path));
+        bail!("{} is neither an existing file nor HOST:PORT", escaped(path));
     };
     let seen = connect(options, host)?;
     answer(options, &seen.chain, Some(&seen))
@@ -62,7 +62,7 @@ fn answer(
     let bundles = bundles(&options.judges)?;
     let roles: &[Role] = if seen.is_some() { &[Role::Server] } else { &[Role::Server, Role::Client] };
     let objections = objections(chain, bundles.as_ref(), roles);
-    let facts: Result<Vec<_>, _> = chain.iter().map(Facts::of).collect();
+    let facts: Result<Vec<_>, _> = chain.iter().map(Facts::read).collect();
     let facts = facts.with_context(|| printable(&options.what))?;
     let mut text: String =
         facts.iter().enumerate().map(|(place, facts)| described(place + 1, facts) + "\n").collect();

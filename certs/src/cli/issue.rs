@@ -16,7 +16,7 @@ pub(super) fn intermediate(options: &IntermediateOptions) -> anyhow::Result<Answ
     let mut home = options.at.open()?;
     let is_new = home.add_cluster(&options.cluster)?;
     let folder = home.cluster_folder(&options.cluster);
-    let facts = Facts::of(home.intermediate(&options.cluster)?.certificate())?;
+    let facts = Facts::read(home.intermediate(&options.cluster)?.certificate())?;
     let verb = if is_new { "made" } else { "already there:" };
     let mut text =
         format!("{verb} the intermediate of cluster {} in {}\n", options.cluster, folder.display());

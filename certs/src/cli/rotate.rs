@@ -115,7 +115,7 @@ fn until(next: Option<OffsetDateTime>, now: OffsetDateTime) -> Duration {
 
 fn receive_signals() -> std::io::Result<Receiver<Signal>> {
     let (sender, receiver) = mpsc::channel();
-    signals::follow(move |signal| {
+    signals::listen(move |signal| {
         if signal == Signal::End {
             end_within(GRACE);
         }

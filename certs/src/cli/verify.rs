@@ -8,21 +8,21 @@ use isthmus_certs::{Peer, Proven, Role, TrustBundles, VerifyError, pem};
 use rustls::pki_types::{CertificateDer, UnixTime};
 use serde_json::json;
 
-use super::chains::{bundles, shown};
+use super::chains::{bundles, escaped};
 use super::options::{As, VerifyOptions};
 use super::say::{Answer, bad, good, say};
 
 pub(super) fn verify(options: &VerifyOptions, as_json: bool) -> anyhow::Result<ExitCode> {
-    let chain = pem::certificates(super::read(&options.file)?).with_context(|| shown(&options.file))?;
+    let chain = pem::certificates(super::read(&options.file)?).with_context(|| escaped(&options.file))?;
     let bundles = bundles(&options.judges)?.context("no bundles to verify with; give --bundles DIR")?;
     let judged = judge(options, &chain, &bundles);
     let (answer, code) = match &judged {
         Ok(proven) => {
-            let text = good(&format!("{}: OK ({})", shown(&options.file), proven.id));
+            let text = good(&format!("{}: OK ({})", escaped(&options.file), proven.id));
             (Answer::new(text, json!({ "believed": true, "id": proven.id })), ExitCode::SUCCESS)
         }
         Err(why) => {
-            let text = bad(&format!("{}: {}", shown(&options.file), printable(&why.to_string())));
+            let text = bad(&format!("{}: {}", escaped(&options.file), printable(&why.to_string())));
             let json = json!({ "believed": false, "reason": why.reason(), "why": why.to_string() });
             (Answer::new(text, json), ExitCode::FAILURE)
         }

@@ -233,7 +233,7 @@ fn deny_list_signed_by_a_denied_authority_is_refused() {
     let [thief, other] =
         ["stolen", "other"].map(|cluster| west.intermediate(cluster, KeyKind::P256, HOUR).unwrap());
     let mut known = DenyList::new(west.trust_domain().clone());
-    known.add_serial(serial(&Facts::of(thief.certificate()).unwrap().serial), None);
+    known.add_serial(serial(&Facts::read(thief.certificate()).unwrap().serial), None);
     known.renumber(1);
     let mut next = DenyList::new(west.trust_domain().clone());
     next.renumber(2);
@@ -301,7 +301,7 @@ fn serial_number_equals_the_one_that_openssl_prints() {
         let Some(printed) = openssl_serial(leaf.chain_pem()) else { return };
         let mut list = DenyList::new(west.trust_domain().clone());
         list.add_serial(serial(&printed), None);
-        let own = Facts::of(&leaf.chain()[0]).unwrap().serial;
+        let own = Facts::read(&leaf.chain()[0]).unwrap().serial;
         assert!(list.denies(&id, std::slice::from_ref(&own)).is_some(), "{printed} is not {own}");
     }
 }

@@ -87,7 +87,7 @@ impl Home {
             Err(HomeError::KeyAway(path)) => {
                 let intermediates = self.state.clusters.iter().map(|cluster| self.intermediate(cluster));
                 let is_denied = |one: &Authority| {
-                    Facts::of(one.certificate()).is_ok_and(|facts| list.has_serial(&facts.serial))
+                    Facts::read(one.certificate()).is_ok_and(|facts| list.has_serial(&facts.serial))
                 };
                 let mut usable = intermediates.flatten().filter(|one| !is_denied(one));
                 usable.next().ok_or(HomeError::KeyAway(path))

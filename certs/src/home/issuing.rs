@@ -187,7 +187,7 @@ impl Home {
         let standing = Identity::from_pem(&chain, &key).ok().filter(|leaf| {
             let chain_is_good = leaf.chain().iter().enumerate().all(|(place, one)| match place {
                 0 => is_good(one, &denied, now),
-                _ => Facts::of(one).is_ok_and(|facts| !denied.has_serial(&facts.serial)),
+                _ => Facts::read(one).is_ok_and(|facts| !denied.has_serial(&facts.serial)),
             });
             leaf.id() == &kept.leaf.id && chain_is_good
         });
@@ -217,7 +217,7 @@ impl Home {
 
 /// Valid now, not due for renewal and not denied.
 fn is_good(certificate: &CertificateDer<'_>, denied: &DenyList, now: OffsetDateTime) -> bool {
-    Facts::of(certificate).is_ok_and(|facts| {
+    Facts::read(certificate).is_ok_and(|facts| {
         facts.not_before <= now && now < renew_at(&facts) && !denied.has_serial(&facts.serial)
     })
 }

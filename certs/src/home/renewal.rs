@@ -31,7 +31,7 @@ mod tests {
         let shares: Vec<f64> = (0..50)
             .map(|_| {
                 let leaf = authority.issue(&id, &[], life).unwrap();
-                let facts = Facts::of(&leaf.chain()[0]).unwrap();
+                let facts = Facts::read(&leaf.chain()[0]).unwrap();
                 let lived = renew_at(&facts) - (facts.not_before + BACKDATE);
                 assert_eq!(renew_at(&facts), renew_at(&facts));
                 lived / life

@@ -157,7 +157,7 @@ impl Home {
 
     fn rotate_in(&mut self, now: OffsetDateTime, pass: &mut Pass) -> Result<(), HomeError> {
         let is_due = |facts: &Facts| now >= rollover_at(facts);
-        let root = Facts::of(&self.root_certificate(self.state.root)?);
+        let root = Facts::read(&self.root_certificate(self.state.root)?);
         if root.is_ok_and(|root| is_due(&root)) {
             self.begin_rollover(now)?;
         }
@@ -247,7 +247,7 @@ impl Home {
     /// Every readable certificate in the directory, with its renewal.
     pub fn standings(&self) -> Vec<Standing> {
         let roots = self.state.trusted().into_iter().map(|number| {
-            let facts = self.root_certificate(number).ok().and_then(|root| Facts::of(&root).ok());
+            let facts = self.root_certificate(number).ok().and_then(|root| Facts::read(&root).ok());
             facts.map(|facts| Standing {
                 kind: "root",
                 name: number.to_string(),
@@ -267,7 +267,7 @@ impl Home {
 }
 
 fn standing(kind: &'static str, name: &str, certificate: CertificateDer<'static>) -> Option<Standing> {
-    let facts = Facts::of(&certificate).ok()?;
+    let facts = Facts::read(&certificate).ok()?;
     Some(Standing { kind, name: name.to_owned(), renewal: renew_at(&facts), facts })
 }
 

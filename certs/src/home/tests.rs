@@ -36,7 +36,7 @@ fn kept(folder: Option<PathBuf>) -> LeafRecord {
 
 fn serial(file: &Path) -> String {
     let chain = pem::certificates(fs::read_to_string(file).unwrap()).unwrap();
-    Facts::of(&chain[0]).unwrap().serial
+    Facts::read(&chain[0]).unwrap().serial
 }
 
 fn now() -> OffsetDateTime {
@@ -202,7 +202,7 @@ fn deny_list_is_empty_until_something_is_denied() {
 /// Writes the file of an agent of east: the bundle that it offers, and the one that west acknowledged, with the time.
 fn write_acknowledged(home: &Home, file: &Path, taken: Option<(&Edition, OffsetDateTime)>) -> Edition {
     let domain = &home.state().trust_domain;
-    let offered = Edition::of(&home.bundle(domain).unwrap());
+    let offered = Edition::from_bundle(&home.bundle(domain).unwrap());
     let taken = taken.map(|(edition, at)| Taken { edition: edition.clone(), at });
     let west = PeerWord { trust_domain: TrustDomain::new("west.example").unwrap(), acknowledged: taken };
     let acknowledged = Acknowledged {
@@ -260,7 +260,7 @@ fn rollover_gives_a_late_peer_the_whole_overlap() {
     home.wait_for(vec![file.clone()]).unwrap();
     home.begin_rollover(now()).unwrap();
     home.rotate(now());
-    let both = Edition::of(&home.bundle(&home.state().trust_domain).unwrap());
+    let both = Edition::from_bundle(&home.bundle(&home.state().trust_domain).unwrap());
     // Whole seconds, as they are written.
     let late = (now() + HOUR * 9).replace_nanosecond(0).unwrap();
     write_acknowledged(&home, &file, Some((&both, late)));

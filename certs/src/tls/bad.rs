@@ -101,7 +101,7 @@ impl Row {
 
 /// The reason of a refusal, and its error in debug form.
 fn refusal(error: &rustls::Error) -> (&'static str, String) {
-    match VerifyError::of(error) {
+    match VerifyError::find_in(error) {
         Some(why) => (why.reason(), format!("{why:?}")),
         // An empty chain never reaches a verifier: rustls itself refuses it.
         None if *error == rustls::Error::NoCertificatesPresented => ("no_certificate", format!("{error:?}")),

@@ -20,7 +20,7 @@ use crate::facts::Facts;
 use crate::{Authority, DenyList, IdPattern, Trust};
 
 const PEERS: usize = 20;
-const BRIEF: Duration = Duration::from_secs(5);
+const SHORT: Duration = Duration::from_secs(5);
 const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
 
 /// A server and N clients that follow their trust.
@@ -37,13 +37,13 @@ impl Scene {
     fn new() -> Self {
         let world = World::new();
         let [server, client] = [&world.server, &world.client].map(copy);
-        Self::of(world, server, client)
+        Self::between(world, server, client)
     }
 
     /// A scene whose server and clients have other bundles than their test peers.
     fn with_bundles(world: World, bundles: TrustBundles) -> Self {
         let [server, client] = [&world.server, &world.client].map(copy);
-        let scene = Self::of(world, server, client);
+        let scene = Self::between(world, server, client);
         let bundles = Arc::new(bundles);
         for trust in [&scene.server_trust, &scene.client_trust] {
             trust.replace(Arc::clone(&trust.current().identity), Arc::clone(&bundles));
@@ -51,7 +51,7 @@ impl Scene {
         scene
     }
 
-    fn of(world: World, server: Identity, client: Identity) -> Self {
+    fn between(world: World, server: Identity, client: Identity) -> Self {
         let all = |authority: &Authority| Peer::Domain(authority.trust_domain().clone());
         let server_trust = Trust::new(server, Arc::clone(&world.bundles));
         let client_trust = Trust::new(client, Arc::clone(&world.bundles));
@@ -208,7 +208,7 @@ fn session_is_not_resumed_once_its_identity_is_denied() {
 fn session_is_not_resumed_once_its_serial_number_is_denied() {
     none_resume_after("serial number denied", "denied", |bundles, _, peer| {
         let mut list = DenyList::new(peer.id().trust_domain().clone());
-        list.add_serial(Facts::of(&peer.chain()[0]).unwrap().serial.parse().unwrap(), None);
+        list.add_serial(Facts::read(&peer.chain()[0]).unwrap().serial.parse().unwrap(), None);
         bundles.deny(list);
     });
 }
@@ -255,7 +255,7 @@ fn session_of_a_client_is_not_resumed_once_its_leaf_has_expired() {
         let world = World::new();
         let (client, end) = brief(&world.west, world.client.id());
         let server = copy(&world.server);
-        let scene = Scene::of(world, server, client);
+        let scene = Scene::between(world, server, client);
         let held = at_our_server(&scene, version);
         hold_tickets(&held);
         (scene, held, end)
@@ -278,7 +278,7 @@ fn session_of_a_server_is_not_resumed_once_its_leaf_has_expired() {
         let world = World::new();
         let (server, end) = brief(&world.east, world.server.id());
         let client = copy(&world.client);
-        let scene = Scene::of(world, server, client);
+        let scene = Scene::between(world, server, client);
         let server = scene.willing_server(version);
         let held = our_clients(&scene, &server);
         hold_tickets(&held);
@@ -297,8 +297,8 @@ fn session_of_a_server_is_not_resumed_once_its_leaf_has_expired() {
 
 /// An identity that lives just long enough to get tickets, and when it expires.
 fn brief(authority: &Authority, id: &SpiffeId) -> (Identity, i64) {
-    let identity = authority.issue(id, &[], BRIEF).unwrap();
-    let end = Facts::of(&identity.chain()[0]).unwrap().not_after;
+    let identity = authority.issue(id, &[], SHORT).unwrap();
+    let end = Facts::read(&identity.chain()[0]).unwrap().not_after;
     (identity, end.unix_timestamp())
 }
 
@@ -306,7 +306,7 @@ fn brief(authority: &Authority, id: &SpiffeId) -> (Identity, i64) {
 fn session_is_not_resumed_once_the_revocation_list_is_stale() {
     let world = World::new();
     let now = OffsetDateTime::now_utc();
-    let end = now + BRIEF;
+    let end = now + SHORT;
     let mut bundles = TrustBundles::clone(&world.bundles);
     for authority in [&world.east, &world.west] {
         let list = list(authority, &[], now - HOUR, end);

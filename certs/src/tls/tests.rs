@@ -155,7 +155,7 @@ fn server_without_spiffe_id_is_verified_by_name() {
 
     let mut denied = TrustBundles::clone(&world.bundles);
     let mut list = crate::DenyList::new(east.clone());
-    list.add_serial(crate::facts::Facts::of(&without_id.chain()[0]).unwrap().serial.parse().unwrap(), None);
+    list.add_serial(crate::facts::Facts::read(&without_id.chain()[0]).unwrap().serial.parse().unwrap(), None);
     denied.deny(list);
     let cases = [
         (&*world.bundles, east, "istiod.other.svc", "unexpected"),

@@ -77,7 +77,7 @@ pub(super) fn showing_client(
         .unwrap()
         .dangerous()
         .with_custom_certificate_verifier(server_verifier(Arc::clone(bundles), expected))
-        .with_client_cert_resolver(shown(chain, identity))
+        .with_client_cert_resolver(resolver(chain, identity))
 }
 
 /// A server of one TLS version that presents any chain.
@@ -93,10 +93,10 @@ pub(super) fn showing_server(
         .with_protocol_versions(&[version])
         .unwrap()
         .with_client_cert_verifier(Arc::new(ChainVerifier(judge)))
-        .with_cert_resolver(shown(chain, identity))
+        .with_cert_resolver(resolver(chain, identity))
 }
 
-fn shown(chain: &[CertificateDer<'static>], identity: &Identity) -> Arc<SingleCertAndKey> {
+fn resolver(chain: &[CertificateDer<'static>], identity: &Identity) -> Arc<SingleCertAndKey> {
     let key = crypto::provider().key_provider.load_private_key(identity.key.clone_key()).unwrap();
     Arc::new(CertifiedKey::new(chain.to_vec(), key).into())
 }
@@ -172,11 +172,11 @@ impl Outcome {
 }
 
 pub(super) fn server_refusal(outcome: Outcome) -> VerifyError {
-    VerifyError::of(&outcome.server_error()).unwrap().clone()
+    VerifyError::find_in(&outcome.server_error()).unwrap().clone()
 }
 
 pub(super) fn client_refusal(outcome: Outcome) -> VerifyError {
-    VerifyError::of(&outcome.client_error()).unwrap().clone()
+    VerifyError::find_in(&outcome.client_error()).unwrap().clone()
 }
 
 pub(super) fn chain_error(refusal: VerifyError) -> webpki::Error {

@@ -303,7 +303,7 @@ fn trust_expiries_list_leaf_intermediates_and_roots() {
     let disk = Disk::new();
     let trust = Trust::load(&disk.files).unwrap();
     let expected = |kind, name: &str, der: &CertificateDer<'_>| {
-        let facts = Facts::of(der).unwrap();
+        let facts = Facts::read(der).unwrap();
         Expiry { kind, name: name.to_owned(), serial: facts.serial, not_after: facts.not_after }
     };
     let leaf = leaf_of(&trust);

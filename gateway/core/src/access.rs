@@ -17,7 +17,7 @@ use crate::snapshot::{Endpoint, Service};
 /// `identity_denied`, or `source_denied` for a client whose identity nobody here sees.
 pub(crate) fn admit(service: &Service, account: &mut Account) -> Result<(), Reason> {
     let Some(access) = service.access() else { return Ok(()) };
-    let asking = Asking::of(account, service);
+    let asking = Asking::new(account, service);
     let decision = access.decide(&asking.caller());
     match decision.verdict {
         Verdict::Allowed => {
@@ -30,7 +30,7 @@ pub(crate) fn admit(service: &Service, account: &mut Account) -> Result<(), Reas
 
 /// Returns why a client may use no endpoint of a service, if the rules of other clusters are the cause.
 pub(crate) fn refusal_of_all(route: &Route, account: &mut Account) -> Option<Reason> {
-    let asking = Asking::of(account, &route.service);
+    let asking = Asking::new(account, &route.service);
     let caller = asking.caller();
     let decision = route.service.refusing(route.side, &caller)?.decide(&caller)?;
     Some(asking.refused(&decision, account))
@@ -39,7 +39,7 @@ pub(crate) fn refusal_of_all(route: &Route, account: &mut Account) -> Option<Rea
 /// Records that a client is let through to an endpoint, where anything was decided about it.
 pub(crate) fn passed(endpoint: &Endpoint, account: &mut Account) {
     let Some(service) = account.service().cloned() else { return };
-    let asking = Asking::of(account, &service);
+    let asking = Asking::new(account, &service);
     let caller = asking.caller();
     let decision = endpoint.decide(&caller).or_else(|| Some(service.access()?.decide(&caller)));
     if let Some(decision) = &decision {
@@ -58,7 +58,7 @@ struct Asking {
 }
 
 impl Asking {
-    fn of(account: &Account, service: &Service) -> Asking {
+    fn new(account: &Account, service: &Service) -> Asking {
         let identity = account.identities.caller().cloned();
         Asking { identity, source: account.conn.client().ip(), port: service.port }
     }

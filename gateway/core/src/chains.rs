@@ -40,7 +40,7 @@ pub(crate) struct Chain {
 
 impl Chains {
     /// Returns the chain of a peer that has just been accepted in this role.
-    pub(crate) fn of(&self, role: Role, chain: &[CertificateDer<'_>]) -> Arc<Chain> {
+    pub(crate) fn intern(&self, role: Role, chain: &[CertificateDer<'_>]) -> Arc<Chain> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = self.hasher.hash_one((role == Role::Client, chain));
         let same = known.chains.get(&key).and_then(Weak::upgrade);
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn chain_outlives_its_expiry_and_not_its_trust() {
         let World { authority, trust, peer } = world();
-        let chain = Chains::default().of(Role::Client, peer.chain());
+        let chain = Chains::default().intern(Role::Client, peer.chain());
         assert_eq!(chain.check(&trust.current(), later(2)), Ok(()), "its leaf has expired");
         let identity = Arc::clone(&trust.current().identity);
         let mut denying = TrustBundles::clone(&trust.current().bundles);
@@ -135,14 +135,14 @@ mod tests {
     fn chains_are_shared_and_forgotten() {
         let World { authority, peer, .. } = world();
         let chains = Chains::default();
-        let one = chains.of(Role::Client, peer.chain());
-        assert!(Arc::ptr_eq(&one, &chains.of(Role::Client, peer.chain())));
-        assert!(!Arc::ptr_eq(&one, &chains.of(Role::Server, peer.chain())));
+        let one = chains.intern(Role::Client, peer.chain());
+        assert!(Arc::ptr_eq(&one, &chains.intern(Role::Client, peer.chain())));
+        assert!(!Arc::ptr_eq(&one, &chains.intern(Role::Server, peer.chain())));
         let other = authority.issue(peer.id(), &[], Duration::from_secs(3600)).unwrap();
-        assert!(!Arc::ptr_eq(&one, &chains.of(Role::Client, other.chain())));
+        assert!(!Arc::ptr_eq(&one, &chains.intern(Role::Client, other.chain())));
         for index in 0..2 * AT_ONCE {
             let chain = [CertificateDer::from(index.to_be_bytes().to_vec())];
-            chains.of(Role::Client, &chain);
+            chains.intern(Role::Client, &chain);
         }
         assert!(chains.known.lock().unwrap().chains.len() <= AT_ONCE + 2);
     }

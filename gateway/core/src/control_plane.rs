@@ -25,7 +25,7 @@ const NAMESPACE: &str = "default";
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Follows a control plane for as long as the gateway runs.
-pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn run(plane: ControlPlane, trust: Trust, control: Arc<Control>) -> io::Result<()> {
     let own = trust.current().identity.id().clone();
     let peer = match &plane.server {
         Known::Identity(id) => Peer::Ids(vec![id.clone()]),
@@ -55,7 +55,7 @@ pub(crate) async fn follow(plane: ControlPlane, trust: Trust, control: Arc<Contr
     // Make before break: clusters and endpoints before the listeners that refer to them.
     let clients = vec![Client::new(CLUSTER, []), Client::of_names(ENDPOINTS), Client::new(LISTENER, [])];
     let mut received = Received { control, state: State::new(plane.port), was_complete: false };
-    subscription.follow(clients, &mut received).await;
+    subscription.run(clients, &mut received).await;
     Ok(())
 }
 

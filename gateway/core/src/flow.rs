@@ -175,7 +175,7 @@ impl Flow {
     ) -> Poll<io::Result<usize>> {
         let Some(bulk) = &mut self.bulk else { return self.poll_copy(cx, source, sink) };
         ready!(bulk.poll_turn(cx, source, &moving.worker.turns))?;
-        let Some(mut pipe) = moving.worker.pipes.take() else {
+        let Some(mut pipe) = moving.worker.pipes.lend() else {
             let copied = self.poll_copy(cx, source, sink);
             if let Some(bulk) = &mut self.bulk {
                 // A source without bytes must not keep the turn.

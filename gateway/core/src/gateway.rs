@@ -369,12 +369,12 @@ async fn supervise(control: Arc<Control>, file: Option<PathBuf>, services: Servi
     let _guard = PanicGuard(Arc::clone(&control));
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();
     core.spawn(Control::free_retired(Arc::clone(&control)));
-    core.spawn(resolve::follow(Arc::clone(&control)));
-    core.spawn(hello_check::follow(Arc::clone(&control)));
-    core.spawn(recheck::follow(Arc::clone(&control)));
+    core.spawn(resolve::run(Arc::clone(&control)));
+    core.spawn(hello_check::run(Arc::clone(&control)));
+    core.spawn(recheck::run(Arc::clone(&control)));
     spawn_apart(&mut core, services.follow_until_over(Arc::clone(&control)));
     if let Some(file) = file {
-        core.spawn(file::follow(file, Arc::clone(&control)));
+        core.spawn(file::run(file, Arc::clone(&control)));
     }
     let end = control.until_over();
     tokio::pin!(end);

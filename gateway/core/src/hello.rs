@@ -48,7 +48,7 @@ impl Alpn {
     }
 
     /// Builds a list from protocol names. Names over 255 bytes are ignored.
-    pub fn of<'a>(protocols: impl IntoIterator<Item = &'a str>) -> Alpn {
+    pub fn from_protocols<'a>(protocols: impl IntoIterator<Item = &'a str>) -> Alpn {
         let mut wire = Vec::new();
         for protocol in protocols {
             if let Ok(length) = u8::try_from(protocol.len()) {

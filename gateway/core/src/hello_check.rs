@@ -45,7 +45,7 @@ const FAILURES: u32 = 3;
 const ALERT: u8 = 21;
 
 /// Checks queued endpoints while the gateway runs.
-pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn run(control: Arc<Control>) -> io::Result<()> {
     let Some(mut suspects) = control.process.suspects.taker() else { return Ok(()) };
     let turns = Arc::new(Semaphore::new(AT_ONCE.into()));
     let mut watches = JoinSet::new();

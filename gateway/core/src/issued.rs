@@ -152,7 +152,7 @@ impl Issued {
     pub(crate) fn accept(&self, identity: Identity, bundles: &Arc<TrustBundles>) {
         let mut state = self.lock();
         let Some(entry) = state.entries.get_mut(identity.id()) else { return };
-        let Some(facts) = identity.chain().first().and_then(|leaf| Facts::of(leaf).ok()) else { return };
+        let Some(facts) = identity.chain().first().and_then(|leaf| Facts::read(leaf).ok()) else { return };
         let (until, due) = (facts.not_after.into(), renew_at(&facts).into());
         let trust = match entry.installed.take() {
             Some(Installed { trust, .. }) => {

@@ -18,7 +18,7 @@ use isthmus_ads::client::{Client, Refused, Resource, Update};
 use isthmus_ads::subscribe::{Answers, Contact, Subscription, Tables};
 use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
 use isthmus_health::schedule::Probes;
-use isthmus_health::tcp::probe;
+use isthmus_health::tcp::run_probes;
 use isthmus_model::HostPattern;
 use isthmus_model::SliceStore;
 use isthmus_model::slice::{Key, Slice};
@@ -84,9 +84,9 @@ impl Follow {
         };
         let mut followed = Followed { slices: Arc::clone(&slices), bindings, bundles };
         tokio::select! {
-            () = subscription.follow(clients, &mut followed) => {}
+            () = subscription.run(clients, &mut followed) => {}
             () = aging => {}
-            () = probe(Asking(Arc::clone(&slices))) => {}
+            () = run_probes(Asking(Arc::clone(&slices))) => {}
         }
         Ok(())
     }

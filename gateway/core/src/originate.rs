@@ -91,7 +91,7 @@ pub(crate) fn upstream(
         return Ok(None);
     }
     // The gateway offers the service's in the application's place.
-    account.alpn = Alpn::of(service.rules.alpn.iter().map(String::as_str));
+    account.alpn = Alpn::from_protocols(service.rules.alpn.iter().map(String::as_str));
     let (own, servers) = ((caller.identity(), caller.files()), service.identities());
     let client = tables.ends.client(own, servers, &service.rules.alpn).map_err(|missing| {
         account.identities.failed(&missing);
@@ -113,7 +113,7 @@ impl<'a> Caller<'a> {
     /// Finds the caller with this address; none: nobody knows it.
     pub(crate) fn find(originate: &'a Originate, tables: &'a Snapshot, source: IpAddr) -> Option<Caller<'a>> {
         match &originate.callers {
-            Callers::OfFile(callers) => settings::Caller::of(source, callers).map(Caller::OfFile),
+            Callers::OfFile(callers) => settings::Caller::find(source, callers).map(Caller::OfFile),
             Callers::OfAgent => tables.bindings.callers().get(source).map(Caller::OfAgent),
         }
     }
@@ -174,7 +174,7 @@ pub(crate) async fn open(
 /// Records who the server has proven to be, and that the caller may use it.
 fn proven(session: &Session, endpoint: &Endpoint, account: &mut Account, worker: &Worker) {
     account.identities.answers_as(session.peer());
-    let chain = worker.process.chains.of(Role::Server, session.peer_chain());
+    let chain = worker.process.chains.intern(Role::Server, session.peer_chain());
     account.conn.admit(|admission| {
         admission.server = session.peer();
         let [_, server] = &mut admission.chains;

@@ -60,7 +60,7 @@ impl Pool {
     }
 
     /// Takes an empty pipe; without one the caller copies.
-    pub fn take(self: &Arc<Pool>) -> Option<Pipe> {
+    pub fn lend(self: &Arc<Pool>) -> Option<Pipe> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         match free.or_else(|| self.make()) {
             Some(ends) => Some(Pipe { ends: Some(ends), unsent: 0, size: self.size, pool: Arc::clone(self) }),
@@ -175,8 +175,8 @@ mod tests {
         let pool = Arc::new(Pool::new(1, 1 << 20));
         let (mut client, server) = pair();
         client.write_all(b"0123456789").unwrap();
-        let mut pipe = pool.take().unwrap();
-        assert!(pool.take().is_none());
+        let mut pipe = pool.lend().unwrap();
+        assert!(pool.lend().is_none());
         assert_eq!(pool.denied.load(Relaxed), 1);
         assert_eq!(pipe.fill(&server).unwrap(), 10);
         assert_eq!(pipe.drain(&server).unwrap(), 10);
@@ -186,7 +186,7 @@ mod tests {
         drop(pipe);
         assert_eq!(pool.open(), 1);
 
-        let mut pipe = pool.take().unwrap();
+        let mut pipe = pool.lend().unwrap();
         client.write_all(b"left behind").unwrap();
         assert_eq!(pipe.fill(&server).unwrap(), 11);
         drop(pipe);

@@ -33,7 +33,7 @@ struct Changes {
 }
 
 /// Checks live connections after each change, while the gateway runs.
-pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn run(control: Arc<Control>) -> io::Result<()> {
     let mut pace = interval(PACE);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = changes(&control);

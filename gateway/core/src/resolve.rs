@@ -27,7 +27,7 @@ const GATHER: Duration = Duration::from_millis(50);
 
 /// Keeps the names resolved, forever. A failure or an empty answer does not replace addresses: a name keeps its last
 /// addresses until it has new ones.
-pub(crate) async fn follow(control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn run(control: Arc<Control>) -> io::Result<()> {
     let mut names = control.names.subscribe();
     let mut resolver = Resolver::new(&control.process.fixed.dns).await;
     let mut schedule = Schedule::new(&control.process.fixed.dns);

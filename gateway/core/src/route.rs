@@ -173,7 +173,7 @@ mod tests {
 
     fn ask(tables: &Snapshot, sni: &str, alpn: &[&str], source: &str) -> Result<String, Reason> {
         let name = HostName::parse(sni).ok();
-        let alpn = Alpn::of(alpn.iter().copied());
+        let alpn = Alpn::from_protocols(alpn.iter().copied());
         let query =
             Query { listener: 0, sni: name.as_ref(), alpn: Some(&alpn), source: source.parse().unwrap() };
         route(tables, query).map(|route| match route.instance {

@@ -62,11 +62,11 @@ impl ServiceSource {
             // First: once the gateway has ended, the runtime's timers may be gone.
             biased;
             _ = phase.wait_for(|phase| *phase == Phase::Over) => Ok(()),
-            followed = self.follow(Arc::clone(&control)) => followed,
+            followed = self.run(Arc::clone(&control)) => followed,
         }
     }
 
-    async fn follow(self, control: Arc<Control>) -> io::Result<()> {
+    async fn run(self, control: Arc<Control>) -> io::Result<()> {
         match self {
             ServiceSource::File => Ok(()),
             ServiceSource::Enrolling(first) => {
@@ -78,7 +78,7 @@ impl ServiceSource {
                     }
                 };
                 let next = ServiceSource::with_identity(&control)?;
-                Box::pin(next.follow(control)).await
+                Box::pin(next.run(control)).await
             }
             ServiceSource::Agents(follow, Workloads { agents, trust }) => {
                 let issuing = tokio::spawn(enrol::workloads::keep(agents, trust, Arc::clone(&control)));
@@ -88,7 +88,7 @@ impl ServiceSource {
             }
             ServiceSource::ControlPlane(one, trust) => {
                 let renewing = tokio::spawn(enrol::keep(Arc::clone(&control)));
-                let (followed, renewed) = tokio::join!(control_plane::follow(one, trust, control), renewing);
+                let (followed, renewed) = tokio::join!(control_plane::run(one, trust, control), renewing);
                 followed.and(renewed.map_err(io::Error::other)?)
             }
         }

@@ -303,14 +303,14 @@ fn reason_of(error: &rustls::Error) -> Reason {
         | rustls::Error::AlertReceived(
             AccessDenied | BadCertificate | CertificateRevoked | CertificateUnknown,
         ) => true,
-        error => matches!(VerifyError::of(error), Some(VerifyError::Denied { .. })),
+        error => matches!(VerifyError::find_in(error), Some(VerifyError::Denied { .. })),
     };
     if is_denied { Reason::IdentityDenied } else { Reason::TlsFailed }
 }
 
 /// Says what is wrong in our words, if the error is our own.
 fn told(error: &rustls::Error) -> String {
-    match (VerifyError::of(error), error) {
+    match (VerifyError::find_in(error), error) {
         (Some(why), _) => why.to_string(),
         (None, rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => {
             "the client's identity may not use this service".to_owned()

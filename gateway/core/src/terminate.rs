@@ -69,7 +69,7 @@ pub(crate) async fn pass(
 fn proven(client: &Leg, account: &mut Account, worker: &Worker) {
     let Some(session) = client.session() else { return };
     account.identities.calls_as(session.peer());
-    let chain = worker.process.chains.of(Role::Client, session.peer_chain());
+    let chain = worker.process.chains.intern(Role::Client, session.peer_chain());
     account.conn.admit(|admission| {
         admission.caller = session.peer();
         let [client, _] = &mut admission.chains;

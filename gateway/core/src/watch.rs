@@ -33,7 +33,7 @@ const GRAIN: Duration = Duration::from_secs(3);
 const PACE: Duration = Duration::from_millis(20);
 
 /// Applies edits of `file`, forever. Reading, checking and compiling happen on a blocking thread.
-pub(crate) async fn follow(file: PathBuf, control: Arc<Control>) -> io::Result<()> {
+pub(crate) async fn run(file: PathBuf, control: Arc<Control>) -> io::Result<()> {
     let seen = Arc::new(Seen::default());
     let watch = Watch {
         watcher: Watcher::new(Arc::clone(&seen)),

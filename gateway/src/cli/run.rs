@@ -59,7 +59,7 @@ fn start_log(format: LogFormat, level: &str) -> io::Result<&'static Output> {
 
 fn follow_signals(control: Arc<Control>) -> io::Result<()> {
     let mut was_asked = false;
-    signals::follow(move |heard| match heard {
+    signals::listen(move |heard| match heard {
         Signal::Reload => {
             tracing::info!("SIGHUP: re-reading the configuration file");
             control.recheck_file();

@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::domain::ClientTls;
-use super::service::{Said, binding};
+use super::service::{Greeting, binding};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const ANSWER_BYTES: u64 = 16 * 1024;
@@ -39,7 +39,7 @@ pub(super) struct Open {
 /// An answer, with the server as the client saw it.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) said: Said,
+    pub(super) said: Greeting,
     /// Server identity from the handshake.
     pub(super) server: SpiffeId,
     /// Server certificate from the handshake.
@@ -119,7 +119,7 @@ impl Open {
         let server = peer_id(chain).map_err(|error| other(&error))?;
         let leaf = chain.first().cloned().ok_or_else(|| other(&"no certificate"))?;
         let binding = binding(session).map_err(|error| other(&error))?;
-        let said = Said::parse(&answer).ok_or(CallError::Garbled(answer))?;
+        let said = Greeting::parse(&answer).ok_or(CallError::Garbled(answer))?;
         Ok(Answer { said, server, leaf, binding, took })
     }
 }

@@ -62,7 +62,7 @@ impl Cluster {
             trust(&gateway),
             json!(folder.join("state/gw"))
         );
-        put(&file, &(LISTENERS.to_owned() + listeners + GATEWAY_YAML + &own))?;
+        write_file(&file, &(LISTENERS.to_owned() + listeners + GATEWAY_YAML + &own))?;
         let gateway = Running::start(&file)?;
         let port = gateway.address_of("listener east-west")?.port();
 
@@ -77,7 +77,7 @@ impl Cluster {
             json!(folder.join("registry")),
             json!(folder.join("state/agent")),
         );
-        put(&file, &own)?;
+        write_file(&file, &own)?;
         let agent = Agent::start(&file).await?;
         Ok(Cluster { domain, folder: folder.to_owned(), agent, gateway, _ports: ports })
     }
@@ -102,7 +102,7 @@ impl Cluster {
                 let _ok = writeln!(yaml, "  - {{ address: '{address}', instance: {instance} }}");
             }
         }
-        put(&self.registry().join(file), &yaml)
+        write_file(&self.registry().join(file), &yaml)
     }
 
     /// Stops the agent and the gateway; true if both stopped cleanly.
@@ -172,7 +172,7 @@ fn trust(files: &TrustFiles) -> String {
 }
 
 /// Writes a temporary file and renames it, so that a watcher never reads half of it.
-fn put(file: &Path, text: &str) -> Result<(), Broken> {
+fn write_file(file: &Path, text: &str) -> Result<(), Broken> {
     let beside = file.with_extension("new");
     fs::write(&beside, text).and_then(|()| fs::rename(&beside, file)).map_err(Broken::cannot("write a file"))
 }

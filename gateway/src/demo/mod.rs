@@ -144,7 +144,7 @@ impl Stop {
     fn listen() -> io::Result<Stop> {
         let asked = Arc::new(Notify::new());
         let stop = Stop(Arc::clone(&asked));
-        signals::follow(move |heard| match heard {
+        signals::listen(move |heard| match heard {
             Signal::End => {
                 end_within(END);
                 asked.notify_one();

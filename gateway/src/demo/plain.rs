@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
 use super::screen::Screen;
-use super::service::{Said, Service};
+use super::service::{Greeting, Service};
 use super::world::World;
 use super::{Broken, until};
 
@@ -55,12 +55,12 @@ pub(super) async fn call_without_tls(screen: &mut Screen, world: &World) -> Resu
 }
 
 /// Gets `/` by plain HTTP from an address.
-async fn get(from: Ipv4Addr, at: SocketAddr) -> io::Result<Said> {
+async fn get(from: Ipv4Addr, at: SocketAddr) -> io::Result<Greeting> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::new(IpAddr::V4(from), 0))?;
     let mut stream = socket.connect(at).await?;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: productpage.bookinfo:9080\r\n\r\n").await?;
     let mut answer = String::new();
     stream.take(MOST).read_to_string(&mut answer).await?;
-    Said::parse(&answer).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    Greeting::parse(&answer).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }

@@ -182,7 +182,7 @@ impl Serving {
         let mut stream = TlsAcceptor::from((self.tls)()).accept(stream).await?;
         read_request(&mut stream).await?;
         let session = stream.get_ref().1;
-        let said = Said {
+        let said = Greeting {
             endpoint: self.instance.clone(),
             server: self.own.to_string(),
             client: peer_id(session.peer_certificates().unwrap_or_default())
@@ -224,7 +224,7 @@ pub(super) fn binding<Data>(session: &ConnectionCommon<Data>) -> Result<String, 
 
 /// The body of an endpoint's answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct Greeting {
     pub(super) endpoint: String,
     /// Identity of the endpoint.
     pub(super) server: String,
@@ -233,20 +233,20 @@ pub(super) struct Said {
     pub(super) binding: String,
 }
 
-impl fmt::Display for Said {
+impl fmt::Display for Greeting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Said { endpoint, server, client, binding } = self;
+        let Greeting { endpoint, server, client, binding } = self;
         write!(f, "endpoint: {endpoint}\nserver: {server}\nclient: {client}\nbinding: {binding}\n")
     }
 }
 
-impl Said {
+impl Greeting {
     /// Parses a complete HTTP answer.
-    pub(super) fn parse(answer: &str) -> Option<Said> {
+    pub(super) fn parse(answer: &str) -> Option<Greeting> {
         let (head, body) = answer.split_once("\r\n\r\n")?;
         let mut lines = body.lines();
         let mut next = |key: &str| Some(lines.next()?.strip_prefix(key)?.strip_prefix(": ")?.to_owned());
-        let said = Said {
+        let said = Greeting {
             endpoint: next("endpoint")?,
             server: next("server")?,
             client: next("client")?,
@@ -262,21 +262,21 @@ mod tests {
 
     #[test]
     fn answer_parse_round_trips() {
-        let said = Said {
+        let said = Greeting {
             endpoint: "a-0".to_owned(),
             server: "spiffe://d/ns/a/sa/b".to_owned(),
             client: "spiffe://d/ns/c/sa/d".to_owned(),
             binding: "00ff".to_owned(),
         };
         let answer = |status: &str| format!("HTTP/1.1 {status}\r\nconnection: close\r\n\r\n{said}");
-        assert_eq!(Said::parse(&answer("200 OK")), Some(said));
-        assert_eq!(Said::parse("HTTP/1.1 200 OK\r\n\r\nendpoint: a-0\n"), None);
+        assert_eq!(Greeting::parse(&answer("200 OK")), Some(said));
+        assert_eq!(Greeting::parse("HTTP/1.1 200 OK\r\n\r\nendpoint: a-0\n"), None);
     }
 
     #[test]
     fn answer_with_error_status_is_rejected() {
         assert_eq!(
-            Said::parse("HTTP/1.1 500 No\r\n\r\nendpoint: a\nserver: b\nclient: c\nbinding: d\n"),
+            Greeting::parse("HTTP/1.1 500 No\r\n\r\nendpoint: a\nserver: b\nclient: c\nbinding: d\n"),
             None
         );
     }

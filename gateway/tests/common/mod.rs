@@ -34,10 +34,10 @@ impl World {
     /// Starts a gateway that follows `file`.
     pub(crate) fn start(file: &Path) -> World {
         let settings = config::load(file).unwrap_or_else(|problems| panic!("{problems}"));
-        World::of(Gateway::start(settings, Some(file.to_owned())).unwrap())
+        World::around(Gateway::start(settings, Some(file.to_owned())).unwrap())
     }
 
-    pub(crate) fn of(gateway: Gateway) -> World {
+    pub(crate) fn around(gateway: Gateway) -> World {
         World(Some(gateway))
     }
 

@@ -71,8 +71,8 @@ impl Three {
             east_gateway: east.gateway("gw-1"),
             west_gateway: west.gateway("gw-1"),
             south_gateway: south.gateway("gw-1"),
-            from_west: Caller::of(&west),
-            from_south: Caller::of(&south),
+            from_west: Caller::in_cluster(&west),
+            from_south: Caller::in_cluster(&south),
             one: endpoint(&east, Demands::Certificate, b"east-one"),
             two: endpoint(&east, Demands::Certificate, b"east-two"),
             east,
@@ -110,7 +110,7 @@ impl Three {
         east.register("details.yaml", &details);
         east.register("ratings.yaml", &service(RATINGS, &[one], "").replace("src-0", "src-9"));
         east.register("payroll.yaml", &service(PAYROLL, &[one], FRONT).replace("src-0", "src-8"));
-        let from_east = Caller::of(east);
+        let from_east = Caller::in_cluster(east);
         for name in [DETAILS, RATINGS, PAYROLL] {
             let out = outbound(&self.east_gateway);
             until(&format!("local clients reach {name}"), || from_east.call(out, name).is_ok());

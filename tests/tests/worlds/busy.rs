@@ -34,7 +34,7 @@ pub(crate) fn busy(east: &mut Cluster, west: &mut Cluster) -> Busy {
     let one = endpoint(east, Demands::Certificate, b"east-one");
     let two = endpoint(east, Demands::Certificate, b"east-two");
     east.register("details.yaml", &service(DETAILS, &[&one, &two], ""));
-    let (caller, out) = (Caller::of(west), outbound(&gateways[1]));
+    let (caller, out) = (Caller::in_cluster(west), outbound(&gateways[1]));
     until("west reaches the service", || caller.call(out, DETAILS).is_ok());
     let traffic = caller.traffic(out, DETAILS, PACE);
     Busy { traffic, caller, out, gateways, _endpoints: [one, two] }

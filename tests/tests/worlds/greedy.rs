@@ -88,7 +88,7 @@ impl Greedy {
             let trust = Trust::load(&files(south, leaf)).unwrap();
             Arc::new(Tls::new(trust, Peer::Trusted, &[b"h2"]).unwrap())
         };
-        let offers = Impostor::of(south, "agent");
+        let offers = Impostor::in_cluster(south, "agent");
         until("west follows south", || is_connected(west, "south"));
         Greedy {
             offers,

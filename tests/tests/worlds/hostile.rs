@@ -46,7 +46,7 @@ fn hostile_peer_is_refused_by_name_and_disturbs_nobody() {
     };
     world.noise_is_refused();
     world.peer_without_agent_identity_is_refused();
-    let south = Impostor::of(&world.south, "agent");
+    let south = Impostor::in_cluster(&world.south, "agent");
     until("west follows south", || is_connected(&world.west, "south"));
     world.invalid_slices_are_refused_by_name_and_valid_one_is_accepted(&south);
     world.older_slice_is_refused(&south);
@@ -100,7 +100,7 @@ impl Hostile {
 
     /// A server in the agent's place, of its cluster but without an agent's identity.
     fn peer_without_agent_identity_is_refused(&self) {
-        let other = Impostor::of(&self.south, "gw-1");
+        let other = Impostor::in_cluster(&self.south, "gw-1");
         let error =
             said_of(&self.west, "south", "error", "spiffe://south.example/isthmus/south/gateway/gw-1");
         assert!(other.streams() == 0 && !is_connected(&self.west, "south"), "{error}");

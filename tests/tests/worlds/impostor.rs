@@ -45,7 +45,7 @@ struct Seen {
 
 impl Impostor {
     /// Starts in place of a cluster's agent, with an identity of the cluster.
-    pub(crate) fn of(cluster: &Cluster, leaf: &str) -> Impostor {
+    pub(crate) fn in_cluster(cluster: &Cluster, leaf: &str) -> Impostor {
         let listener = in_the_place_of_the_agent(cluster);
         listener.set_nonblocking(true).unwrap();
         let trust = Trust::load(&files(cluster, leaf)).unwrap();

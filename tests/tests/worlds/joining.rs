@@ -55,7 +55,7 @@ fn join_token_works_once_in_time_and_only_with_its_maker() {
     let gateways = [east.gateway("gw-1"), west.gateway("gw-1")];
     let one = endpoint(&east, Demands::Certificate, b"east-one");
     east.register("details.yaml", &service(DETAILS, &[&one], "").replace(", aliases: [src-0.pxc]", ""));
-    let caller = Caller::of(&west);
+    let caller = Caller::in_cluster(&west);
     until("west reaches east's service", || {
         caller.call(outbound(&gateways[1]), DETAILS).is_ok_and(|answer| answer.greeting == "east-one")
     });

@@ -33,7 +33,7 @@ fn hostile_agent_leaves_gateway_its_last_good_tables() {
     east.register("details.yaml", &service(DETAILS, &[&one], ""));
     east.start();
     let gateway = east.gateway("gw-1");
-    let (caller, out) = (Caller::of(&east), outbound(&gateway));
+    let (caller, out) = (Caller::in_cluster(&east), outbound(&gateway));
     until("the service is reachable", || caller.call(out, DETAILS).is_ok());
     let traffic = caller.traffic(out, DETAILS, PACE);
     east.stop();
@@ -41,7 +41,7 @@ fn hostile_agent_leaves_gateway_its_last_good_tables() {
     let mut world = Misled { east, gateway, traffic, before };
     world.noise_is_refused();
     world.server_without_agent_identity_is_refused();
-    let agent = Impostor::of(&world.east, "agent");
+    let agent = Impostor::in_cluster(&world.east, "agent");
     until("the gateway follows the impostor", || world.agent()["connected"] == true);
     world.invalid_slices_are_refused_by_name_and_valid_one_is_accepted(&agent);
     world.oversized_messages_are_refused(&agent);
@@ -95,7 +95,7 @@ impl Misled {
     }
 
     fn server_without_agent_identity_is_refused(&self) {
-        let other = Impostor::of(&self.east, "gw-2");
+        let other = Impostor::in_cluster(&self.east, "gw-2");
         let error = self.error("spiffe://east.example/isthmus/east/gateway/gw-2");
         assert!(other.streams() == 0 && self.agent()["connected"] == false, "{error}");
         drop(other);

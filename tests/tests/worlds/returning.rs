@@ -63,7 +63,7 @@ impl Returning {
         let three = endpoint(&south, Demands::Certificate, b"south---");
         south.register("reviews.yaml", &service(REVIEWS, &[&three], ""));
         let busy = busy(&mut east, &mut west);
-        let (from_east, east_out) = (Caller::of(&east), outbound(&busy.gateways[0]));
+        let (from_east, east_out) = (Caller::in_cluster(&east), outbound(&busy.gateways[0]));
         until("east reaches south", || from_east.call(east_out, REVIEWS).is_ok());
         let long = busy.caller.open(busy.out, DETAILS).unwrap();
         Returning {
@@ -118,7 +118,7 @@ impl Returning {
         let new = endpoint(east, Demands::Certificate, b"east-new");
         east.register("ratings.yaml", &service(RATINGS, &[&new], "").replace("src-0", "src-9"));
         until("the service is reachable in east", || {
-            Caller::of(east).call(outbound(&busy.gateways[0]), RATINGS).is_ok()
+            Caller::in_cluster(east).call(outbound(&busy.gateways[0]), RATINGS).is_ok()
         });
         throughout(Duration::from_secs(10), "the last good tables serve, and nothing else", || {
             thread::sleep(Duration::from_millis(100));

@@ -30,7 +30,7 @@ fn thousand_strangers_delay_no_gateway() {
     let one = endpoint(&east, Demands::Certificate, b"east-one");
     let file = |host: &str| service(host, &[&one], "").replace(", aliases: [src-0.pxc]", "");
     east.register("details.yaml", &file(DETAILS));
-    let (caller, out) = (Caller::of(&east), outbound(&gateway));
+    let (caller, out) = (Caller::in_cluster(&east), outbound(&gateway));
     until("the service is reachable", || caller.call(out, DETAILS).is_ok());
     let traffic = caller.traffic(out, DETAILS, PACE);
     let (agent, before) = (east.agent_address(), east.process().memory());

@@ -109,7 +109,7 @@ impl Client {
     /// Subscribes to these names and no others. Returns the request for that, if anything changes; it is the first of
     /// its type on a stream that has had none.
     #[must_use]
-    pub fn follow(&mut self, names: &BTreeSet<String>) -> Option<DeltaDiscoveryRequest> {
+    pub fn set_names(&mut self, names: &BTreeSet<String>) -> Option<DeltaDiscoveryRequest> {
         let before = self.names.get_or_insert_default();
         if before == names {
             return None;

@@ -21,7 +21,7 @@ enum Event {
     Set(u8, u8),
     Remove(u8),
     /// The client subscribes to these names, one bit each; no effect on a client of all.
-    Follow(u8),
+    SetNames(u8),
     /// The server sends its next response.
     Speak,
     /// The client reads a response.
@@ -40,7 +40,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (0..NAMES, 0..=POISON).prop_map(|(name, content)| Event::Set(name, content)),
         2 => (0..NAMES).prop_map(Event::Remove),
-        2 => any::<u8>().prop_map(Event::Follow),
+        2 => any::<u8>().prop_map(Event::SetNames),
         4 => Just(Event::Speak),
         4 => Just(Event::Listen),
         4 => Just(Event::Hear),
@@ -90,7 +90,7 @@ impl World {
                 self.view.remove(&name);
                 self.truth.remove(&name);
             }
-            Event::Follow(bits) => self.follow(*bits),
+            Event::SetNames(bits) => self.set_names(*bits),
             // Small responses: most states need several.
             Event::Speak => self.to_client.extend(self.stream.response(TYPE, &self.view, 5)),
             Event::Listen => {
@@ -117,11 +117,11 @@ impl World {
         }
     }
 
-    fn follow(&mut self, bits: u8) {
+    fn set_names(&mut self, bits: u8) {
         let Some(names) = &mut self.names else { return };
         *names = (0..NAMES).filter(|name| bits & (1 << name) != 0).map(|name| format!("n{name}")).collect();
         self.tables.retain(|name, _| names.contains(name));
-        self.to_server.extend(self.client.follow(names));
+        self.to_server.extend(self.client.set_names(names));
     }
 
     fn wants(&self, name: &str) -> bool {

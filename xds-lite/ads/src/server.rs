@@ -164,7 +164,7 @@ impl Stream {
             self.priority_position = position;
             if self.wants(name) {
                 self.owed.remove(&**name);
-                batch.put(name, type_url, view);
+                batch.add(name, type_url, view);
             }
         }
         // Priority changes are sent alone, but never twice in a row: they must not starve the others.
@@ -173,7 +173,7 @@ impl Stream {
             while !batch.is_full()
                 && let Some(name) = self.owed.pop_first()
             {
-                batch.put(&name, type_url, view);
+                batch.add(&name, type_url, view);
             }
             if self.owed.is_empty() && self.unsure.is_empty() {
                 self.claimed = NameUsage::default();
@@ -185,7 +185,7 @@ impl Stream {
                 self.position = position;
                 let was_sent = position <= self.priority_position && view.is_priority(position);
                 if !was_sent && self.wants(name) {
-                    batch.put(name, type_url, view);
+                    batch.add(name, type_url, view);
                 }
             }
         }
@@ -243,7 +243,7 @@ impl Batch {
         self.size >= self.most
     }
 
-    fn put(&mut self, name: &str, type_url: &str, view: &View) {
+    fn add(&mut self, name: &str, type_url: &str, view: &View) {
         if self.names.contains_key(name) {
             return;
         }

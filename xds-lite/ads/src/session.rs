@@ -192,7 +192,7 @@ impl Session for sotw::Stream {
     type Response = DiscoveryResponse;
 
     fn new(type_url: &str) -> sotw::Stream {
-        sotw::Stream::new(sotw::Scope::of(type_url))
+        sotw::Stream::new(sotw::Scope::for_type(type_url))
     }
 
     fn type_of(request: &DiscoveryRequest) -> &str {

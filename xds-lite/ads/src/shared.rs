@@ -133,7 +133,7 @@ impl Shared {
     }
 
     /// Adds a stream, until the handle is dropped.
-    pub fn follow(self: &Arc<Self>, peer: &str) -> FollowerHandle {
+    pub fn add_follower(self: &Arc<Self>, peer: &str) -> FollowerHandle {
         let mut followers = self.followers();
         let number = followers.next;
         followers.next += 1;

@@ -27,7 +27,7 @@ pub enum Scope {
 impl Scope {
     /// The scope of a type: the specification sends listeners and clusters as a whole.
     #[must_use]
-    pub fn of(type_url: &str) -> Scope {
+    pub fn for_type(type_url: &str) -> Scope {
         match type_url {
             LISTENER | CLUSTER => Scope::Whole,
             _ => Scope::Named,

@@ -53,7 +53,7 @@ enum Rank {
 }
 
 impl Rank {
-    fn of(type_url: &str) -> Rank {
+    fn for_type(type_url: &str) -> Rank {
         match type_url {
             CLUSTER => Rank::Clusters,
             ENDPOINTS => Rank::Endpoints,
@@ -128,7 +128,7 @@ impl<D: Directory, S: Session> Stream<D, S> {
     /// The status that ends the stream.
     pub fn hear(&mut self, request: &S::Request) -> Result<(), Status> {
         let type_url = S::type_of(request);
-        let rank = Rank::of(type_url);
+        let rank = Rank::for_type(type_url);
         if !self.kinds.contains_key(&rank) {
             let shared = if S::is_by_name(request) {
                 self.directory.named(&self.peer, type_url)?
@@ -230,7 +230,7 @@ impl<S: Session> Kind<S> {
     ) -> Result<Kind<S>, Exceeded> {
         Ok(Kind {
             type_url: type_url.to_owned(),
-            follower: shared.follow(&peer.to_string()),
+            follower: shared.add_follower(&peer.to_string()),
             rechecked: shared.rechecks(),
             shared,
             session: S::new(type_url),

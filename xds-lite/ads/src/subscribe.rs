@@ -109,7 +109,7 @@ pub struct Subscription {
 
 impl Subscription {
     /// Follows until dropped: one client for each type, subscribed in this order. Without a server it waits forever.
-    pub async fn follow(self, clients: Vec<Client>, tables: &mut impl Tables) {
+    pub async fn run(self, clients: Vec<Client>, tables: &mut impl Tables) {
         self.follow_with(clients, tables, fastrand::f64).await;
     }
 
@@ -208,7 +208,7 @@ async fn accept(
     let answer = client.answer(&update, &refused);
     let moved = clients.iter_mut().filter_map(|client| {
         let names = tables.names(client.type_url())?;
-        client.follow(names)
+        client.set_names(names)
     });
     std::iter::once(answer).chain(moved.collect::<Vec<_>>()).collect()
 }

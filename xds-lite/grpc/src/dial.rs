@@ -124,7 +124,7 @@ async fn handshake_at(
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     TlsConnector::from(config).connect(name, stream).await.map_err(|error| {
-        let refused = error.get_ref().and_then(|error| error.downcast_ref()).and_then(VerifyError::of);
+        let refused = error.get_ref().and_then(|error| error.downcast_ref()).and_then(VerifyError::find_in);
         // The verifier's own error, which has the remedy.
         refused.map(|why| io::Error::other(why.clone())).unwrap_or(error)
     })

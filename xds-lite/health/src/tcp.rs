@@ -30,7 +30,7 @@ pub trait Asker {
 }
 
 /// Probes for ever.
-pub async fn probe(asker: impl Asker) {
+pub async fn run_probes(asker: impl Asker) {
     let mut asking = JoinSet::new();
     let mut pace = interval(PACE);
     loop {

@@ -189,7 +189,7 @@ impl Registered {
             self.check(&registration, &identity)?;
             self.check_bare(&registration, &identity)?;
             check_beside(&registration, files.into_iter())?;
-            self.put(registration, identity, lease, now)?;
+            self.insert(registration, identity, lease, now)?;
         } else {
             self.beat(&identity, now);
         }
@@ -309,7 +309,7 @@ impl Registered {
         Some(held.registration.ttl)
     }
 
-    fn put(
+    fn insert(
         &mut self,
         registration: Registration,
         identity: Identity,

@@ -112,7 +112,7 @@ impl Bundles {
             }
         }
         // The lock is not held while a view changes: an acknowledgement takes it, too.
-        locked(&self.acks).offered = trusted.bundles.get(&self.own).map(Edition::of);
+        locked(&self.acks).offered = trusted.bundles.get(&self.own).map(Edition::from_bundle);
         if let Some(own) = all.get(self.own.as_str()).cloned() {
             self.for_peers.change(|view| _ = view.set(self.own.as_str(), own));
         }
@@ -192,7 +192,7 @@ fn note(acks: &Mutex<Acknowledged>, peer: &str, view: &View) {
 
 fn edition(domain: &TrustDomain, view: &View) -> Option<Edition> {
     let message = TrustBundle::decode(&*view.get(domain.as_str())?.bytes).ok()?;
-    Some(Edition::of(&spiffe_bundle::read(domain, &message.bundle).ok()?))
+    Some(Edition::from_bundle(&spiffe_bundle::read(domain, &message.bundle).ok()?))
 }
 
 fn locked(acks: &Mutex<Acknowledged>) -> MutexGuard<'_, Acknowledged> {
@@ -241,7 +241,7 @@ mod tests {
 
     impl Peer {
         fn new(bundles: &Bundles, id: &str) -> Peer {
-            Peer { follower: bundles.for_peers.follow(id), stream: Stream::default() }
+            Peer { follower: bundles.for_peers.add_follower(id), stream: Stream::default() }
         }
 
         fn says(&mut self, bundles: &Bundles, request: &DeltaDiscoveryRequest) {

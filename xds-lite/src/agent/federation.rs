@@ -148,14 +148,14 @@ fn as_peer(joined: join::Peer) -> Peer {
 /// Follows a peer; one that cannot be followed is logged, and the others go on.
 async fn follow_or_log(own: Cluster, peer: Peer, trust: Trust, offers: Offers) {
     let (peers, cluster) = (Arc::clone(&offers.peers), peer.cluster.clone());
-    if let Err(error) = follow(own, peer, trust, offers).await {
+    if let Err(error) = subscribe(own, peer, trust, offers).await {
         tracing::error!(%error, "cannot follow peer until the agent restarts");
         peers.contact(&cluster, Some(error.to_string()));
     }
 }
 
 /// Follows a peer until dropped.
-async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> Result<(), Error> {
+async fn subscribe(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> Result<(), Error> {
     let agents = IdPattern::agents(&peer.domain, peer.cluster.as_str())?;
     let tls = Tls::new(trust, Expected::Matching(vec![agents]), &[b"h2"])?;
     let node = Node {
@@ -170,7 +170,7 @@ async fn follow(own: Cluster, peer: Peer, trust: Trust, mut offers: Offers) -> R
     let mut clients = vec![Client::of_tables(SLICE)];
     // No known versions: after a restart the peer sends its bundle again, which is small, and the outcome is recorded.
     clients.extend(offers.bundle.as_ref().map(|_| Client::new(TRUST_BUNDLE, [])));
-    subscription.follow(clients, &mut offers).await;
+    subscription.run(clients, &mut offers).await;
     Ok(())
 }
 

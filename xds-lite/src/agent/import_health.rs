@@ -9,21 +9,21 @@ use tokio::net::TcpStream;
 
 use isthmus_grpc::resolve;
 use isthmus_health::schedule::Answer;
-use isthmus_health::tcp::{Asker, probe, reach};
+use isthmus_health::tcp::{Asker, reach, run_probes};
 use isthmus_model::address::Target;
 
 use super::peers::Peers;
 
 /// Probes until dropped.
 pub(super) async fn ask(peers: Arc<Peers>) {
-    probe(Asking(peers)).await;
+    run_probes(Asking(peers)).await;
 }
 
 struct Asking(Arc<Peers>);
 
 impl Asker for Asking {
     fn poll(&self, answers: Vec<(Target, Answer)>, most: usize) -> Vec<Target> {
-        self.0.probe(answers, most, Instant::now())
+        self.0.advance_probes(answers, most, Instant::now())
     }
 
     fn ask(&self, target: &Target) -> impl Future<Output = Answer> + Send + 'static {

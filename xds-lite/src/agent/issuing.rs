@@ -88,7 +88,7 @@ impl Issuing {
     }
 
     /// Reloads the intermediate when its files change, until dropped.
-    pub(super) async fn follow(&self) {
+    pub(super) async fn run(&self) {
         let mut pace = tokio::time::interval(PACE);
         loop {
             pace.tick().await;
@@ -98,7 +98,7 @@ impl Issuing {
 
     /// The section `issuing` of the status page.
     pub(super) fn page(&self) -> agent::Issuing {
-        let facts = Facts::of(self.intermediate.current().certificate()).ok();
+        let facts = Facts::read(self.intermediate.current().certificate()).ok();
         let until = facts.as_ref().map(|facts| std::time::SystemTime::from(facts.not_after));
         agent::Issuing {
             serial: facts.map(|facts| facts.serial),

@@ -89,15 +89,15 @@ impl PeerViews {
         let mut shared_by_all = Vec::new();
         for ((access, domain), shared) in views {
             if domain.is_none() {
-                shared_by_all = slices.iter().map(|slice| Entry::of(slice, access, &[])).collect();
+                shared_by_all = slices.iter().map(|slice| Entry::from_slice(slice, access, &[])).collect();
             }
             let domain = domain.as_slice();
             let entry = |(slice, shared): (&Slice, &Entry)| {
                 let differs = domains(slice).any(|named| domain.contains(named));
-                if differs { Entry::of(slice, access, domain) } else { shared.clone() }
+                if differs { Entry::from_slice(slice, access, domain) } else { shared.clone() }
             };
             let entries: Vec<_> = slices.iter().zip(&shared_by_all).map(entry).collect();
-            shared.change(|view| entries.into_iter().for_each(|entry| entry.put(view)));
+            shared.change(|view| entries.into_iter().for_each(|entry| entry.insert_into(view)));
         }
     }
 
@@ -115,9 +115,9 @@ impl PeerViews {
     pub(super) fn divide(&self, kinds: Vec<Kind>, slices: &[Slice]) {
         for (access, domain) in kinds {
             let entries: Vec<_> =
-                slices.iter().map(|slice| Entry::of(slice, access, domain.as_slice())).collect();
+                slices.iter().map(|slice| Entry::from_slice(slice, access, domain.as_slice())).collect();
             let shared = self.empty();
-            shared.change(|view| entries.into_iter().for_each(|entry| entry.put(view)));
+            shared.change(|view| entries.into_iter().for_each(|entry| entry.insert_into(view)));
             let mut state = self.write();
             state.views.insert((access, domain), shared);
             if let Some(before) = state.views.get(&(access, None)) {
@@ -141,14 +141,14 @@ struct Entry {
 }
 
 impl Entry {
-    fn of(slice: &Slice, access: PeerAccess, domains: &[TrustDomain]) -> Entry {
+    fn from_slice(slice: &Slice, access: PeerAccess, domains: &[TrustDomain]) -> Entry {
         let slice = project_for_peer(slice, access, domains);
         let (name, is_offered) = (slice.key.to_string(), slice.offer.is_some());
         Entry { name, is_offered, bytes: slice.encode().into() }
     }
 
     /// A tombstone is for a view that has had the name.
-    fn put(self, view: &mut View) {
+    fn insert_into(self, view: &mut View) {
         if self.is_offered || view.get(&self.name).is_some() {
             view.set(&self.name, self.bytes);
         }

@@ -236,7 +236,12 @@ impl Peers {
     }
 
     /// Applies the answers of probes; returns at most `most` addresses to probe now (`stale: probe`).
-    pub(super) fn probe(&self, answers: Vec<(Target, Answer)>, most: usize, now: Instant) -> Vec<Target> {
+    pub(super) fn advance_probes(
+        &self,
+        answers: Vec<(Target, Answer)>,
+        most: usize,
+        now: Instant,
+    ) -> Vec<Target> {
         let is_news = !answers.is_empty();
         let due = self.change(|state| state.imports.poll_probes(answers, most, now));
         if is_news || !due.is_empty() {

@@ -37,7 +37,7 @@ impl Places {
     }
 
     /// A place for a client; `None`: all are taken, or its own.
-    pub(super) fn take(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
+    pub(super) fn admit(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
         let client = network(client);
         let mut used = self.used.lock();
         let own = used.by.get(&client).copied().unwrap_or_default();
@@ -76,15 +76,15 @@ mod tests {
     #[test]
     fn dns_places_are_limited_in_all_and_for_each_client_and_given_back() {
         let places = Places::new(3, 2);
-        let take = |client: &str| places.take(client.parse().unwrap());
-        let taken = [take("10.0.0.1"), take("::ffff:10.0.0.1")];
+        let admit = |client: &str| places.admit(client.parse().unwrap());
+        let taken = [admit("10.0.0.1"), admit("::ffff:10.0.0.1")];
         assert!(taken.iter().all(Option::is_some));
-        assert!(take("10.0.0.1").is_none(), "its own are taken");
-        let other = take("2001:db8::1");
-        assert!(other.is_some() && take("10.0.0.3").is_none(), "all are taken");
+        assert!(admit("10.0.0.1").is_none(), "its own are taken");
+        let other = admit("2001:db8::1");
+        assert!(other.is_some() && admit("10.0.0.3").is_none(), "all are taken");
         drop(taken);
-        let same_network = take("2001:db8::2");
-        assert!(same_network.is_some() && take("2001:db8::3").is_none(), "one network is one client");
+        let same_network = admit("2001:db8::2");
+        assert!(same_network.is_some() && admit("2001:db8::3").is_none(), "one network is one client");
         assert_eq!(places.used(), 2);
         drop((other, same_network));
         assert_eq!((places.used(), places.used.lock().by.len()), (0, 0));

@@ -31,7 +31,7 @@ pub(super) async fn serve(server: Arc<Server>, listener: TcpListener) {
             server.refuse(client);
             continue;
         }
-        let Some(place) = server.connections.take(client) else {
+        let Some(place) = server.connections.admit(client) else {
             server.stats.count(Answer::Limited);
             continue;
         };

@@ -58,7 +58,7 @@ impl Upstreams {
     }
 
     /// Follows the name servers of this machine, until dropped.
-    pub(super) async fn follow(&self) {
+    pub(super) async fn watch_system(&self) {
         if !self.is_system {
             return std::future::pending().await;
         }

@@ -115,7 +115,7 @@ impl Store for Embedded {
     fn put(&self, key: &str, value: &[u8], expect: Expect<'_>) -> Result<Version, StoreError> {
         if !key.contains('/') || key.contains(char::is_control) || !record::fits(key, value) {
             let limits = "a key is KIND/NAME of at most 900 bytes, a value at most 512 KiB";
-            return Err(StoreError::Invalid(record::shown(key.as_bytes()), limits));
+            return Err(StoreError::Invalid(record::escaped(key.as_bytes()), limits));
         }
         let opened = self.0.open()?;
         opened.content.check(key, expect)?;
@@ -149,7 +149,7 @@ impl Content {
             Expect::Lost => is_lost,
             Expect::Version(expected) => value.is_some_and(|value| version(key, value) == *expected),
         };
-        if is_so { Ok(()) } else { Err(StoreError::Conflict(record::shown(key.as_bytes()))) }
+        if is_so { Ok(()) } else { Err(StoreError::Conflict(record::escaped(key.as_bytes()))) }
     }
 }
 

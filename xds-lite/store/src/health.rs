@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use isthmus_model::admin::StoreHealth;
 
 use crate::database::Damage;
-use crate::record::shown;
+use crate::record::escaped;
 use crate::store::UNNAMED;
 
 /// The most lost records named in status; all are counted.
@@ -112,13 +112,13 @@ impl Health {
         for key in keys.iter().take(LOGGED) {
             tracing::error!(
                 store = self.name,
-                record = shown(key.as_bytes()),
+                record = escaped(key.as_bytes()),
                 "a record was damaged and is lost"
             );
         }
         let mut report = self.lock();
         report.lost_records += keys.len() as u64;
-        report.lost.extend(keys.iter().take(NAMED).map(|key| shown(key.as_bytes())));
+        report.lost.extend(keys.iter().take(NAMED).map(|key| escaped(key.as_bytes())));
         let old = report.lost.len().saturating_sub(NAMED);
         report.lost.drain(..old);
     }
@@ -126,7 +126,7 @@ impl Health {
     /// Reports a damaged file of one record, and its new path if it was set aside. A file that stays in place counts once
     /// for the same damage. The caller logs it.
     pub fn file_is_damaged(&self, record: &str, why: &str, aside: Option<&Path>) {
-        let record = shown(record.as_bytes());
+        let record = escaped(record.as_bytes());
         let damage = format!("{record}: {why}");
         if aside.is_none() {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,7 +158,7 @@ impl Health {
     pub(crate) fn is_too_large(&self, key: &str) {
         tracing::warn!(
             store = self.name,
-            record = shown(key.as_bytes()),
+            record = escaped(key.as_bytes()),
             "not persisting a record above 512 KiB"
         );
         self.lock().too_large += 1;

@@ -32,7 +32,7 @@ pub(crate) fn fits(key: &str, value: &[u8]) -> bool {
 }
 
 /// A key that is safe to print, whoever chose or damaged it.
-pub(crate) fn shown(key: &[u8]) -> String {
+pub(crate) fn escaped(key: &[u8]) -> String {
     let plain = String::from_utf8_lossy(key);
     let short: String = plain.chars().take(SHOWN).flat_map(char::escape_default).collect();
     if plain.chars().count() > SHOWN { short + "…" } else { short }
@@ -61,7 +61,7 @@ mod tests {
 
     #[test]
     fn printed_key_is_plain_and_short() {
-        assert_eq!(shown(b"a\x1b[2J\xff"), r"a\u{1b}[2J\u{fffd}");
-        assert!(shown(&[b'x'; 100_000]).len() < 130);
+        assert_eq!(escaped(b"a\x1b[2J\xff"), r"a\u{1b}[2J\u{fffd}");
+        assert!(escaped(&[b'x'; 100_000]).len() < 130);
     }
 }

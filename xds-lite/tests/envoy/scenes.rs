@@ -71,13 +71,13 @@ impl Scene {
 #[test]
 fn envoy_follows_over_delta() {
     let Some(program) = installed() else { return skip("envoy is not installed (tests/run installs it)") };
-    follow(&mut Scene::begin(&program, "DELTA_GRPC"));
+    change_assignment(&mut Scene::begin(&program, "DELTA_GRPC"));
 }
 
 #[test]
 fn envoy_follows_over_state_of_the_world() {
     let Some(program) = installed() else { return skip("envoy is not installed (tests/run installs it)") };
-    follow(&mut Scene::begin(&program, "GRPC"));
+    change_assignment(&mut Scene::begin(&program, "GRPC"));
 }
 
 /// As many services as the tables hold: over delta, the state comes in parts.
@@ -108,7 +108,7 @@ fn envoy_takes_ten_thousand_services() {
     );
 }
 
-fn follow(scene: &mut Scene) {
+fn change_assignment(scene: &mut Scene) {
     first_sync_and_endpoints(scene);
     added_under_fire(scene);
     cluster_changes(scene);

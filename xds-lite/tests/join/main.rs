@@ -155,7 +155,7 @@ fn token_stays_used_when_the_agent_stops_during_the_join() {
     let mut world = World::new();
     let token = world.token();
     let proven = block(async {
-        let mut raw = Raw::of(&world.west, world.endpoint.at).await;
+        let mut raw = Raw::connect_as(&world.west, world.endpoint.at).await;
         let proof = raw.proof(&token);
         raw.say(&proof).await;
         raw.hear().await.unwrap()["message"].to_string()
@@ -229,7 +229,7 @@ fn token_is_for_one_cluster_of_one_domain() {
         assert_eq!(progress, Progress::Unused);
         // A joiner that skips the check, with the secret.
         block(async {
-            let mut raw = Raw::of(other, world.endpoint.at).await;
+            let mut raw = Raw::connect_as(other, world.endpoint.at).await;
             let proof = raw.proof(&token);
             raw.say(&proof).await;
             assert_eq!(raw.hear().await.unwrap()["why"], "other_guest");
@@ -477,7 +477,7 @@ fn bundle_with_an_additional_root_is_refused_after_the_proof() {
     fs::write(world.west.files.bundles.join("west.example.json"), spiffe_bundle::write(&both).unwrap())
         .unwrap();
     let wests = world.west.stored();
-    let error = block(join(&world.west.again("192.0.2.8:15012"), &world.token())).unwrap_err();
+    let error = block(join(&world.west.at_address("192.0.2.8:15012"), &world.token())).unwrap_err();
     assert!(matches!(*error.cause, JoinCause::Refused(Refusal::Conflict)), "{error}");
     assert_eq!(error.progress, Progress::Used);
     assert_eq!(world.east.stored(), before);
@@ -488,7 +488,7 @@ fn bundle_with_an_additional_root_is_refused_after_the_proof() {
 fn repeated_join_replaces_the_addresses() {
     let world = World::new();
     world.assert_joins(&world.token());
-    let moved = world.west.again("192.0.2.99:15012");
+    let moved = world.west.at_address("192.0.2.99:15012");
     block(join(&moved, &world.token())).unwrap();
     let known = known(&world.east);
     assert_eq!(known.len(), 1);

@@ -51,7 +51,7 @@ fn garbage_is_refused_and_does_not_block_joins() {
             [long(u32::MAX), vec![b'['; 70_000]].concat(),
         ];
         for bytes in inside {
-            let mut raw = Raw::of(&world.west, at).await;
+            let mut raw = Raw::connect_as(&world.west, at).await;
             raw.bytes(&bytes).await;
             raw.stream.shutdown().await.ok();
             match raw.hear().await {
@@ -100,7 +100,7 @@ fn joiner_needs_the_protocol_and_an_agents_certificate() {
 
 /// The last answer to a joiner that has proven the secret and then sends these bytes.
 async fn after_the_proof(side: &Side, at: SocketAddr, token: &Token, bytes: &[u8]) -> Option<Value> {
-    let mut raw = Raw::of(side, at).await;
+    let mut raw = Raw::connect_as(side, at).await;
     let proof = raw.proof(token);
     raw.say(&proof).await;
     assert_eq!(raw.hear().await.unwrap()["message"], "proven");
@@ -199,8 +199,8 @@ fn stalled_joiner_is_cut_off() {
     let at = world.endpoint.at;
     block(async {
         let silent = TcpStream::connect(at).await.unwrap();
-        let shaken = Raw::of(&world.west, at).await;
-        let mut proven = Raw::of(&world.west, at).await;
+        let shaken = Raw::connect_as(&world.west, at).await;
+        let mut proven = Raw::connect_as(&world.west, at).await;
         let proof = proven.proof(&world.token());
         proven.say(&proof).await;
         assert_eq!(proven.hear().await.unwrap()["message"], "proven");
@@ -252,7 +252,7 @@ fn memory() -> u64 {
 
 #[test]
 fn thousand_strangers_cost_little_and_do_not_block_a_join() {
-    const STRANGERS: usize = 1_000;
+    const UNKNOWN_CALLERS: usize = 1_000;
     let world = World::new();
     let token = world.token();
     world.assert_joins(&world.token());
@@ -264,7 +264,7 @@ fn thousand_strangers_cost_little_and_do_not_block_a_join() {
         hello.resize(hello.len() + 0x4000, 0);
     }
     let before = memory();
-    let strangers: Vec<std::net::TcpStream> = (0..STRANGERS)
+    let strangers: Vec<std::net::TcpStream> = (0..UNKNOWN_CALLERS)
         .map(|_| {
             let mut stream = std::net::TcpStream::connect(world.endpoint.at).unwrap();
             let _sent = stream.write_all(&hello);
@@ -276,7 +276,7 @@ fn thousand_strangers_cost_little_and_do_not_block_a_join() {
     let open = || strangers.iter().filter(|stream| is_open(stream)).count();
     eventually("all but 64 are closed", || open() <= 64);
     let (kept, grown) = (open(), memory().saturating_sub(before));
-    println!("{STRANGERS} strangers: {kept} held, {grown} KiB");
+    println!("{UNKNOWN_CALLERS} strangers: {kept} held, {grown} KiB");
     assert!(grown < 32 << 10, "{grown} KiB");
     // The newest strangers are still connected, and a joiner after them is served.
     world.assert_joins(&token);
@@ -294,7 +294,7 @@ fn log_of_strangers_is_escaped_and_without_secrets() {
         if let Ok(stream) = connector(shown, "isthmus-join/1").connect(at.ip().into(), stream).await {
             ends(stream).await;
         }
-        let mut raw = Raw::of(&world.west, at).await;
+        let mut raw = Raw::connect_as(&world.west, at).await;
         raw.say(&json!({ "message": "prove", "token": EVIL, "proof": EVIL })).await;
         ends(raw.stream).await;
         let lie = offer(&world.west, |offer| offer["denied"] = json!(EVIL));

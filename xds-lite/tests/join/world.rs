@@ -80,7 +80,7 @@ impl Side {
     }
 
     /// Another process on the same files.
-    pub(crate) fn again(&self, address: &str) -> Arc<Context> {
+    pub(crate) fn at_address(&self, address: &str) -> Arc<Context> {
         let trust = Trust::load(&self.files).unwrap();
         context(trust, &self.files, self.dir.path(), &self.party, address)
     }
@@ -105,7 +105,7 @@ impl Side {
 
     /// Creates a token as another process than the serving one does.
     pub(crate) fn token(&self, at: SocketAddr, guest: &Party) -> Token {
-        create(&self.again("192.0.2.7:15012"), Target::Address(at), guest.clone(), QUARTER).unwrap()
+        create(&self.at_address("192.0.2.7:15012"), Target::Address(at), guest.clone(), QUARTER).unwrap()
     }
 
     pub(crate) fn states(&self) -> Vec<State> {
@@ -229,7 +229,7 @@ impl Raw {
     }
 
     /// As the agent of a side, with its own root.
-    pub(crate) async fn of(side: &Side, at: SocketAddr) -> Raw {
+    pub(crate) async fn connect_as(side: &Side, at: SocketAddr) -> Raw {
         let trusted = Trust::load(&side.files).unwrap().current();
         Raw::connect(at, showing(&trusted.identity, &[&side.root], &trusted.identity)).await
     }

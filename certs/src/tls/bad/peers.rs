@@ -61,7 +61,7 @@ fn unexpected(world: &World) -> Vec<Row> {
 fn pinned(world: &World) -> Vec<Row> {
     let [wanted, other] = ["west-1", "west-2"]
         .map(|cluster| world.west.intermediate(cluster, KeyKind::P256, HOUR * 2).unwrap());
-    let key = Facts::of(wanted.certificate()).unwrap().pin;
+    let key = Facts::read(wanted.certificate()).unwrap().pin;
     let pin = |issuer: KeyPin| Peer::Pinned {
         issuer,
         peer: Box::new(Peer::Domain(world.west.trust_domain().clone())),
@@ -69,7 +69,7 @@ fn pinned(world: &World) -> Vec<Row> {
     let row = |name, shown| Row::new(world, name, "pin", "Pin", shown).accepting(pin(key));
     let mut beside = leaf_below(world, &other, |_| {});
     beside.chain.push(wanted.certificate().clone());
-    let root = Facts::of(world.west.certificate()).unwrap().pin;
+    let root = Facts::read(world.west.certificate()).unwrap().pin;
     vec![
         row("signed by another cluster's intermediate", leaf_below(world, &other, |_| {})),
         row("another intermediate, the pinned one sent along", beside),
@@ -151,5 +151,5 @@ fn revoked(world: &World) -> Vec<Row> {
 }
 
 fn serial(certificate: &CertificateDer<'_>) -> String {
-    Facts::of(certificate).unwrap().serial
+    Facts::read(certificate).unwrap().serial
 }

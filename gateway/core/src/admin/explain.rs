@@ -41,8 +41,9 @@ impl Question {
         let source = source.map_err(|_| "from must be an IP address".to_owned())?;
         let claimed = params.get("as").map(SpiffeId::parse).transpose();
         let claimed = claimed.map_err(|error| format!("as: {error}"))?;
-        let alpn =
-            Alpn::of(params.get("alpn").unwrap_or_default().split(',').filter(|name| !name.is_empty()));
+        let alpn = Alpn::from_protocols(
+            params.get("alpn").unwrap_or_default().split(',').filter(|name| !name.is_empty()),
+        );
         Ok(Question { sni, source: source.to_canonical(), claimed, alpn })
     }
 }

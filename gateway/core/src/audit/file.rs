@@ -30,7 +30,7 @@ impl AuditFile {
     }
 
     /// Opens the file again if another one, or none, has its name by now: it was rotated.
-    fn follow(&mut self) -> io::Result<()> {
+    fn reopen_if_moved(&mut self) -> io::Result<()> {
         let print = |metadata: Metadata| (metadata.dev(), metadata.ino());
         let named = fs::metadata(&self.path).map(print).ok();
         let opened = self.file.as_ref().and_then(|file| file.metadata().ok()).map(print);
@@ -43,7 +43,7 @@ impl AuditFile {
     }
 
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        self.follow()?;
+        self.reopen_if_moved()?;
         let Some(file) = &mut self.file else { return Err(io::ErrorKind::NotFound.into()) };
         if self.is_torn {
             file.write_all(b"\n")?;

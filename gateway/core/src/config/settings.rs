@@ -236,7 +236,7 @@ pub struct Caller {
 impl Caller {
     /// Returns the caller with this address, by the longest prefix.
     #[must_use]
-    pub fn of(source: IpAddr, callers: &[Caller]) -> Option<&Caller> {
+    pub fn find(source: IpAddr, callers: &[Caller]) -> Option<&Caller> {
         let prefix = |caller: &Caller| {
             let nets = caller.sources.iter().filter(|net| net.contains(&source));
             nets.map(IpNet::prefix_len).max()

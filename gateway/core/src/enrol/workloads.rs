@@ -93,11 +93,11 @@ impl Requests {
                 self.want(&wanted);
             }
             let pause = match self.next() {
-                Next::Request(id) => {
+                Step::Request(id) => {
                     self.request(&id).await;
                     continue;
                 }
-                Next::Pause(pause) => pause,
+                Step::Pause(pause) => pause,
             };
             tokio::select! {
                 changed = wanted.changed() => match changed {
@@ -143,15 +143,15 @@ impl Requests {
     }
 
     /// The identity to request now: of those that are due, the one whose last request is longest ago.
-    fn next(&self) -> Next {
+    fn next(&self) -> Step {
         let now = Instant::now();
         let away =
             self.away.as_ref().map_or(Duration::ZERO, |pause| pause.until.saturating_duration_since(now));
         let waits = self.asked.iter().map(|(id, asked)| (self.wait(id, asked, now).max(away), asked.at, id));
         match waits.min_by_key(|(wait, at, _)| (*wait, *at)) {
-            Some((Duration::ZERO, _, id)) => Next::Request(id.clone()),
-            Some((wait, ..)) => Next::Pause(wait.min(LONGEST_SLEEP)),
-            None => Next::Pause(LONGEST_SLEEP),
+            Some((Duration::ZERO, _, id)) => Step::Request(id.clone()),
+            Some((wait, ..)) => Step::Pause(wait.min(LONGEST_SLEEP)),
+            None => Step::Pause(LONGEST_SLEEP),
         }
     }
 
@@ -194,7 +194,7 @@ impl Requests {
     }
 }
 
-enum Next {
+enum Step {
     Request(SpiffeId),
     Pause(Duration),
 }

@@ -166,8 +166,8 @@ impl Schedule {
         for name in names {
             if !self.names.contains_key(name) {
                 self.names.insert(name.clone(), Entry::new(now));
-                self.put(name, Kind::V4, now, Queue::Regular);
-                self.put(name, Kind::V6, now, Queue::Regular);
+                self.schedule(name, Kind::V4, now, Queue::Regular);
+                self.schedule(name, Kind::V6, now, Queue::Regular);
             }
         }
     }
@@ -192,7 +192,7 @@ impl Schedule {
         };
         for kind in [Kind::V4, Kind::V6].into_iter().filter(|kind| asked.has(*kind)) {
             let queue = self.names.get(&name)?.state_of(kind).queue;
-            self.put(&name, kind, now + LOST, queue);
+            self.schedule(&name, kind, now + LOST, queue);
         }
         Some(Question { name, asked, at })
     }
@@ -211,7 +211,7 @@ impl Schedule {
         }
     }
 
-    fn put(&mut self, name: &HostName, kind: Kind, due: Instant, queue: Queue) {
+    fn schedule(&mut self, name: &HostName, kind: Kind, due: Instant, queue: Queue) {
         self.take_off(name, kind);
         if let Some(entry) = self.names.get_mut(name) {
             let held = entry.state_of_mut(kind);
@@ -239,7 +239,7 @@ impl Schedule {
         let problem = entry.problem(resolves);
         let dues = entry.dues(asked, ttl, now, jitter);
         for (kind, due, queue) in dues {
-            self.put(name, kind, due, queue);
+            self.schedule(name, kind, due, queue);
         }
         Some(News { is_change: addresses != before, addresses, is_confirmed, problem })
     }

@@ -164,7 +164,7 @@ impl Table {
         let at = start + others.partition_point(|claim| claim.rank() <= new.rank());
         let (before, after) = claims.split_at_checked(at).unwrap_or((claims, &[]));
         let claims = before.iter().cloned().chain([new]).chain(after.iter().cloned());
-        self.put(branch, page, claims.collect::<Vec<_>>());
+        self.set_page(branch, page, claims.collect::<Vec<_>>());
     }
 
     fn remove(&mut self, hash: u64, name: &str, service: &Arc<Service>) {
@@ -177,11 +177,11 @@ impl Table {
         if claims.iter().enumerate().any(|one| is_meant(&one)) {
             let stays = claims.iter().enumerate().filter(|one| !is_meant(one));
             let claims: Vec<_> = stays.map(|(_, claim)| claim.clone()).collect();
-            self.put(branch, page, claims);
+            self.set_page(branch, page, claims);
         }
     }
 
-    fn put(&mut self, branch: usize, page: usize, claims: Vec<Claim>) {
+    fn set_page(&mut self, branch: usize, page: usize, claims: Vec<Claim>) {
         let branch = Arc::make_mut(&mut self.branches).get_mut(branch);
         if let Some(page) = branch.and_then(|branch| Arc::make_mut(branch).get_mut(page)) {
             *page = (!claims.is_empty()).then(|| claims.into());

@@ -67,7 +67,7 @@ impl CertificateFiles {
     ///
     /// # Errors
     /// The key that is missing beside the other.
-    pub fn of(
+    pub fn resolve(
         certificate: Option<&At<String>>,
         key: Option<&At<String>>,
     ) -> Result<Option<CertificateFiles>, &'static str> {
@@ -119,7 +119,7 @@ fn identities(report: &mut Report, place: Place<'_>, raw: &raw::Service) -> Vec<
 fn files(report: &mut Report, place: Place<'_>, whole: &At<raw::Service>) -> Option<CertificateFiles> {
     let raw = &whole.value;
     let is_named = raw.identities.as_ref().is_some_and(|list| !list.is_empty());
-    match CertificateFiles::of(raw.certificate.as_ref(), raw.key.as_ref()) {
+    match CertificateFiles::resolve(raw.certificate.as_ref(), raw.key.as_ref()) {
         Ok(Some(files)) => Some(files),
         Ok(None) if is_named => None,
         Ok(None) => {

@@ -131,16 +131,16 @@ pub(super) fn check_beside<'a>(
             }
         }
     }
-    let mine: HashSet<_> = names::of(&new.service).collect();
+    let mine: HashSet<_> = names::all(&new.service).collect();
     let instances: Vec<_> = mine.iter().map(|name| (*name, as_instance(name))).collect();
     let others = files.clone().filter(|service| service.host != new.service.host);
     for other in others {
-        if let Some(name) = names::of(other).find(|name| mine.contains(name)) {
+        if let Some(name) = names::all(other).find(|name| mine.contains(name)) {
             return Err(has_name(&identity, name, &other.host));
         }
         let closed = |_: &&HostPattern| !other.takes_registrations();
         let over = |wide: &&HostPattern| mine.iter().any(|name| covers(wide, name));
-        if let Some(wildcard) = names::of(other).filter(closed).find(over) {
+        if let Some(wildcard) = names::all(other).filter(closed).find(over) {
             return Err(Refused::Conflict(format!(
                 "{identity}: a registry file defines {wildcard} without `registered: true`; add that there to let VMs \
                  register names under it"

@@ -21,19 +21,19 @@ impl Names {
     /// A name of this service that another host already has, and that host.
     pub(super) fn taken<'a>(&'a self, by: &'a Service) -> Option<(&'a HostPattern, &'a HostPattern)> {
         let owned = |name: &'a HostPattern| Some((name, &self.0.get(name)?.host));
-        of(by).filter_map(owned).find(|(_, owner)| **owner != by.host)
+        all(by).filter_map(owned).find(|(_, owner)| **owner != by.host)
     }
 
     /// Replaces the names of a registration that changed, is new, or ended.
     pub(super) fn replace(&mut self, old: Option<&Service>, new: Option<&Service>) {
-        for (name, host) in old.into_iter().flat_map(|old| of(old).map(|name| (name, &old.host))) {
+        for (name, host) in old.into_iter().flat_map(|old| all(old).map(|name| (name, &old.host))) {
             let Some(owner) = self.0.get_mut(name).filter(|owner| owner.host == *host) else { continue };
             owner.said -= 1;
             if owner.said == 0 {
                 self.0.remove(name);
             }
         }
-        for (name, host) in new.into_iter().flat_map(|new| of(new).map(|name| (name, &new.host))) {
+        for (name, host) in new.into_iter().flat_map(|new| all(new).map(|name| (name, &new.host))) {
             let owner = || Owner { host: host.clone(), said: 0 };
             self.0.entry(name.clone()).or_insert_with(owner).said += 1;
         }
@@ -41,6 +41,6 @@ impl Names {
 }
 
 /// All names of a service.
-pub(super) fn of(service: &Service) -> impl Iterator<Item = &HostPattern> {
+pub(super) fn all(service: &Service) -> impl Iterator<Item = &HostPattern> {
     service.aliases.iter().chain([&service.host])
 }

@@ -83,7 +83,7 @@ impl Registered {
             return Err(Refused::Wrong(format!("{identity} is registered twice")));
         }
         self.check(&registration, &identity)?;
-        self.put(registration, identity, lease, now)?;
+        self.insert(registration, identity, lease, now)?;
         self.unsaved.remove(&lease);
         Ok(())
     }

@@ -247,14 +247,14 @@ fn read_service(keys: &Map<String, Value>, wrong: &mut Vec<String>) -> Option<Se
     match registry_file(&file, Path::new("registration")) {
         Ok(services) => services.into_iter().next(),
         Err(problems) => {
-            wrong.extend(problems.list().iter().map(shown));
+            wrong.extend(problems.list().iter().map(describe));
             None
         }
     }
 }
 
 /// A problem without its place, since there is no file.
-fn shown(problem: &Problem) -> String {
+fn describe(problem: &Problem) -> String {
     let what = problem.what.replace("services[0].", "").replace("services[0]", "the registration");
     // Keys that an entry of a file does not have.
     let is_list = problem.remedy.starts_with("expected one of ") && what.ends_with(" in the registration");

@@ -37,7 +37,7 @@ fn files(text: &str) -> Vec<Service> {
     registry_file(&format!("services: [{text}]"), Path::new("r.yaml")).unwrap()
 }
 
-fn shown(registered: &Registered) -> Vec<String> {
+fn addresses(registered: &Registered) -> Vec<String> {
     let services = registered.services();
     let endpoints = services.iter().flat_map(|service| {
         service.endpoints.iter().map(move |endpoint| {
@@ -103,7 +103,7 @@ fn registration_is_moved_or_ended_with_its_lease_only() {
     refused(&mut all, with(id(2), said("db-0", "10.0.0.2:1", "")), &[], now);
     let moved = with(id(1), said("db-0", "10.0.0.2:1", ""));
     assert_eq!(all.register(moved, &ROOT, &[], id(9), now).unwrap().id, Some(id(1)));
-    assert_eq!(shown(&all), ["db-0.db.pxc:3306 10.0.0.2:1"]);
+    assert_eq!(addresses(&all), ["db-0.db.pxc:3306 10.0.0.2:1"]);
     // Other attributes may change without it.
     let lighter = said("db-0", "10.0.0.2:1", ",\"balance\":\"random\"");
     assert_eq!(all.register(lighter, &ROOT, &[], id(9), now).unwrap().id, None);
@@ -328,7 +328,7 @@ fn restart_withdraws_no_registration_and_gives_each_a_whole_ttl() {
     assert!(again.poll(later).is_some() && !again.expire(later + TTL - Duration::from_millis(1)));
     again.heartbeat(&id(2), later + TTL - Duration::from_millis(1)).unwrap();
     assert!(again.expire(later + TTL));
-    assert_eq!(shown(&again), ["db-1.db.pxc:3306 10.0.0.2:1"]);
+    assert_eq!(addresses(&again), ["db-1.db.pxc:3306 10.0.0.2:1"]);
     let [gone] = &again.changed()[..] else { panic!("the other registration is gone") };
     assert_eq!(again.record(gone), None);
 }

@@ -82,14 +82,14 @@ impl Shards {
         }
         for shard in 0..SHARDS {
             match parts.get(&shard) {
-                Some(part) => self.put(shard, part)?,
+                Some(part) => self.write(shard, part)?,
                 None => self.remove(shard)?,
             }
         }
         Ok(())
     }
 
-    fn put(&mut self, shard: u8, part: &Allotted) -> Result<(), StoreError> {
+    fn write(&mut self, shard: u8, part: &Allotted) -> Result<(), StoreError> {
         let value = serde_json::to_vec(part).map_err(|error| StoreError::Unusable(error.to_string()))?;
         let new = hash(&value);
         if matches!(self.known.get(&shard), Some(Known::Version(_, hash)) if *hash == new) {

@@ -48,7 +48,7 @@ impl Wanted {
     /// Records a slice that is used, or withdrawn. Returns whether that changes any name.
     pub(super) fn set(&mut self, slice: &Slice, is_own: bool) -> bool {
         let was_unused = self.unused.remove(&slice.key);
-        let Some(names) = SliceNames::of(slice, is_own, self.ranges) else {
+        let Some(names) = SliceNames::from_slice(slice, is_own, self.ranges) else {
             return self.slices.remove(&slice.key).is_some() || was_unused;
         };
         let known = self.slices.get(&slice.key).is_some_and(|known| **known == names);
@@ -115,7 +115,7 @@ impl NameFacts {
 
 impl SliceNames {
     /// None: it is withdrawn, or its host is a pattern. All ports count: an import has no others than may be used here.
-    fn of(slice: &Slice, is_own: bool, ranges: VirtualRanges) -> Option<SliceNames> {
+    fn from_slice(slice: &Slice, is_own: bool, ranges: VirtualRanges) -> Option<SliceNames> {
         let HostPattern::Exact(host) = &slice.key.host else { return None };
         let offer = slice.offer.as_ref()?;
         let exact = |alias: &HostPattern| match alias {

@@ -94,7 +94,7 @@ impl Granted {
     /// Whether the bundle has the root that a token names.
     pub(super) fn has_root(&self, pin: KeyPin) -> Result<(), AnswerError> {
         let is_it = |facts: Facts| facts.pin == pin;
-        let found = self.bundle.roots().iter().any(|root| Facts::of(root).is_ok_and(is_it));
+        let found = self.bundle.roots().iter().any(|root| Facts::read(root).is_ok_and(is_it));
         if found { Ok(()) } else { Err(AnswerError::Pin(pin)) }
     }
 }
@@ -143,7 +143,7 @@ mod tests {
         let granted = |response| Granted::new(&request, &response, &wanted, None);
         let good = granted(answer(&request, &east, ID, &[&east], Some(7))).unwrap();
         assert_eq!((good.identity.id(), good.bundle.sequence), (&wanted, 7));
-        let pin = |root: &Authority| Facts::of(root.certificate()).unwrap().pin;
+        let pin = |root: &Authority| Facts::read(root.certificate()).unwrap().pin;
         assert!(good.has_root(pin(&east)).is_ok() && good.has_root(pin(&other)).is_err());
         for (what, response, why) in [
             (

@@ -152,7 +152,7 @@ impl Enrolled {
     ///
     /// # Errors
     /// The renewing agent is unknown.
-    pub async fn follow(self) -> Result<(), CliError> {
+    pub async fn run(self) -> Result<(), CliError> {
         let origin = self.folder.origin()?;
         let Enrolled { folder, files, trust } = self;
         Keeper::new(folder, files, trust, vec![origin.address], origin.cluster)?.run().await;

@@ -159,7 +159,7 @@ impl Folder {
         let Origin { address, cluster } = origin;
         let written = Written { agent: address.to_string(), cluster: cluster.to_string() };
         let issuer = serde_json::to_string_pretty(&written).map_err(FormatError::from)?;
-        let [certificate, key, roots] = shown(granted);
+        let [certificate, key, roots] = entries(granted);
         let entries = [certificate, key, roots, Entry::public(ISSUER, issuer + "\n")];
         Ok(files::publish(&self.0, &entries)?)
     }
@@ -169,7 +169,7 @@ impl Folder {
     /// # Errors
     /// The previous certificate is unchanged.
     pub fn put_alone(&self, granted: &Granted) -> Result<(), FolderError> {
-        Ok(files::publish(&self.0, &shown(granted))?)
+        Ok(files::publish(&self.0, &entries(granted))?)
     }
 
     /// The stored bundle of a trust domain.
@@ -184,7 +184,7 @@ impl Folder {
     }
 }
 
-fn shown(granted: &Granted) -> [Entry; 3] {
+fn entries(granted: &Granted) -> [Entry; 3] {
     let Granted { identity, bundle } = granted;
     [
         Entry::public(CERTIFICATE, identity.chain_pem()),
@@ -196,7 +196,7 @@ fn shown(granted: &Granted) -> [Entry; 3] {
 impl Origin {
     /// The agent that a token names.
     #[must_use]
-    pub fn of(address: Target, party: &Party) -> Origin {
+    pub fn new(address: Target, party: &Party) -> Origin {
         Origin { address, cluster: party.cluster.clone() }
     }
 }

@@ -41,7 +41,7 @@ pub async fn first(
 pub(super) async fn attempt(token: &Token, folder: &Folder) -> Result<(), EnrolError> {
     folder.prepare()?;
     let granted = by_token(token).await?;
-    Ok(folder.put(&granted, &Origin::of(token.address.clone(), &token.issuer))?)
+    Ok(folder.put(&granted, &Origin::new(token.address.clone(), &token.issuer))?)
 }
 
 /// Gets the first certificate from a control plane into a directory, retrying even refusals, because its
@@ -190,7 +190,7 @@ impl Keeper {
     }
 
     fn leaf(&self) -> Option<Facts> {
-        self.trust.current().identity.chain().first().and_then(|leaf| Facts::of(leaf).ok())
+        self.trust.current().identity.chain().first().and_then(|leaf| Facts::read(leaf).ok())
     }
 
     async fn renew(&self) -> Result<(), String> {

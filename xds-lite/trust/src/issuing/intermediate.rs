@@ -172,7 +172,7 @@ fn good(
         let trusted = trust.current();
         let own = trusted.identity.id();
         let authority = Authority::from_pem(own.trust_domain().clone(), certificate, key)?;
-        if Facts::of(authority.certificate()).is_ok_and(|facts| facts.is_root()) {
+        if Facts::read(authority.certificate()).is_ok_and(|facts| facts.is_root()) {
             return Err(IntermediateCause::Root);
         }
         let trial = trial(&authority, own)?;
@@ -285,7 +285,7 @@ mod tests {
         let id = SpiffeId::parse("spiffe://east.example/ns/db/sa/mysql").unwrap();
         let leaf = Leaf { id, dns: Vec::new(), ips: Vec::new(), lifetime: HOUR * 24 * 3_650 };
         let chain = intermediate.certify(&csr, &leaf).unwrap();
-        let [leaf, above] = [0, 1].map(|place| Facts::of(&chain[place]).unwrap().not_after);
+        let [leaf, above] = [0, 1].map(|place| Facts::read(&chain[place]).unwrap().not_after);
         assert!(leaf <= above, "{leaf} {above}");
     }
 }

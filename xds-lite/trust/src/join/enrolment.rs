@@ -33,7 +33,7 @@ impl Exported {
     ///
     /// # Errors
     /// The handshake is not complete.
-    pub fn of<D>(connection: &ConnectionCommon<D>) -> Result<Exported, Error> {
+    pub fn from_connection<D>(connection: &ConnectionCommon<D>) -> Result<Exported, Error> {
         connection.export_keying_material([0; 32], LABEL, None).map(Exported)
     }
 
@@ -95,7 +95,7 @@ mod tests {
         let token = Token {
             address: "192.0.2.7:15012".parse().unwrap(),
             issuer: issuer.clone(),
-            root: KeyPin::of(b"a key"),
+            root: KeyPin::new(b"a key"),
             guest: identity("mysql"),
             expires: 0,
             secret: Secret::generate().unwrap(),

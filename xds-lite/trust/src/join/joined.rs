@@ -50,7 +50,7 @@ impl JoinedClusters {
             let _ = peer::sweep_forgotten(&self.store);
         }
         let Some(listing) = self.watch.poll()? else { return Ok(None) };
-        let joined = Joined::of(&listing);
+        let joined = Joined::from_listing(&listing);
         let heals = self.heal(&joined);
         self.was_whole |= joined.is_whole();
         self.known

@@ -61,7 +61,7 @@ impl Joined {
         self.lost.is_empty()
     }
 
-    pub(super) fn of(listing: &Listing) -> Joined {
+    pub(super) fn from_listing(listing: &Listing) -> Joined {
         let mut joined = Joined::default();
         for entry in &listing.entries {
             match read_record(entry) {
@@ -88,7 +88,7 @@ const REMEDY: &str = "join that cluster again, or run `isthmus-agent peers forge
 /// # Errors
 /// The store cannot be read.
 pub fn peers(store: &dyn Store) -> Result<Joined, StoreError> {
-    Ok(Joined::of(&store.list(KIND)?))
+    Ok(Joined::from_listing(&store.list(KIND)?))
 }
 
 /// Forgets a joined cluster: agents that start from now on do not follow it. Returns whether it was known.

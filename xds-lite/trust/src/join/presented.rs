@@ -112,7 +112,7 @@ fn verify(
 }
 
 fn is_root(certificate: &CertificateDer<'_>, pin: Option<KeyPin>) -> bool {
-    Facts::of(certificate).is_ok_and(|facts| facts.is_root() && pin.is_none_or(|pin| pin == facts.pin))
+    Facts::read(certificate).is_ok_and(|facts| facts.is_root() && pin.is_none_or(|pin| pin == facts.pin))
 }
 
 #[cfg(test)]
@@ -131,7 +131,7 @@ mod tests {
 
     fn wanted(root: &Authority, cluster: &str) -> Wanted {
         let party = Party { cluster: cluster.parse().unwrap(), trust_domain: root.trust_domain().clone() };
-        Wanted { root: Facts::of(root.certificate()).unwrap().pin, party }
+        Wanted { root: Facts::read(root.certificate()).unwrap().pin, party }
     }
 
     fn chain(authority: &Authority, id: &str, roots: &[&Authority]) -> Vec<CertificateDer<'static>> {

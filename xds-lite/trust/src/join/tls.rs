@@ -133,7 +133,7 @@ pub(super) fn session<D>(
 /// The key of the root that tokens pin.
 pub(super) fn root(trusted: &Trusted) -> Result<KeyPin, PresentedError> {
     let roots = roots(trusted, Role::Server)?;
-    let pin = roots.first().and_then(|root| Facts::of(root).ok()).map(|facts| facts.pin);
+    let pin = roots.first().and_then(|root| Facts::read(root).ok()).map(|facts| facts.pin);
     pin.ok_or(PresentedError::NoRoot)
 }
 

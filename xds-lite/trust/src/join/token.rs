@@ -210,7 +210,7 @@ mod tests {
         Token {
             address: address.parse().unwrap(),
             issuer: party("east", "east.example"),
-            root: KeyPin::of(b"a key"),
+            root: KeyPin::new(b"a key"),
             guest: Guest::Cluster(party("west", "west.example")),
             expires: 1_800_000_000,
             secret: Secret::from_bytes([7; SECRET]),

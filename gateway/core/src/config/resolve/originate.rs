@@ -134,7 +134,7 @@ fn files(
     certificate: Option<&At<String>>,
     key: Option<&At<String>>,
 ) -> Option<CertificateFiles> {
-    CertificateFiles::of(certificate, key).unwrap_or_else(|missing| {
+    CertificateFiles::resolve(certificate, key).unwrap_or_else(|missing| {
         let what = format_args!("{place} has an identity but no {missing}");
         report.add(spot, what, format_args!("add '{missing}: FILE' with the identity's own, PEM"));
         None

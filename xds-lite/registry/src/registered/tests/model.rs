@@ -19,7 +19,7 @@ enum Step {
     Wait(u64),
 }
 
-/// The lease that is shown: the instance's, another one, or none.
+/// The lease that is addresses: the instance's, another one, or none.
 #[derive(Clone, Copy, Debug)]
 enum Shows {
     Lease(u8),
@@ -67,7 +67,7 @@ impl Model {
     }
 
     /// The lease in the answer, or an error for a refusal.
-    fn register(&mut self, mut new: Row, shown: Option<u8>, now: u64) -> Result<Option<u8>, ()> {
+    fn register(&mut self, mut new: Row, addresses: Option<u8>, now: u64) -> Result<Option<u8>, ()> {
         self.expire(now);
         let of_service = self.0.iter().filter(|row| row.host == new.host);
         if of_service.clone().any(|row| row.instance != new.instance && row.address == new.address) {
@@ -79,7 +79,7 @@ impl Model {
             self.0.push(new);
             return Ok(Some(lease));
         };
-        let proven = shown == Some(self.0[place].lease);
+        let proven = addresses == Some(self.0[place].lease);
         if self.0[place].address != new.address && !proven {
             return Err(());
         }
@@ -101,7 +101,7 @@ impl Model {
         self.0.len() < before
     }
 
-    fn shown(&self) -> Vec<String> {
+    fn addresses(&self) -> Vec<String> {
         let rows = self.0.iter().map(|row| format!("{}.{}:443 {}", row.instance, row.host, row.address));
         let mut rows: Vec<_> = rows.collect();
         rows.sort();
@@ -152,9 +152,9 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             Step::Wait(seconds) => now += seconds,
         }
-        let mut found = shown(&all);
+        let mut found = addresses(&all);
         found.sort();
-        prop_assert_eq!(found, model.shown());
+        prop_assert_eq!(found, model.addresses());
         prop_assert_eq!(all.count(), model.0.len());
     }
     Ok(())

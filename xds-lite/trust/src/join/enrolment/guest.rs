@@ -64,7 +64,7 @@ pub async fn meet(token: &Token) -> Result<Meeting, MeetError> {
         Some(&wanted),
         UnixTime::now(),
     )?;
-    let exported = Exported::of(connection).map_err(MeetError::Own)?;
+    let exported = Exported::from_connection(connection).map_err(MeetError::Own)?;
     let session = exported.about(token.id(), &token.issuer, &token.guest);
     let bearer = bearer(token.id(), &token.secret.prove(&session));
     Ok(Meeting { stream, bearer, answer: Answer { token: token.clone(), session } })

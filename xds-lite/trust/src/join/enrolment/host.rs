@@ -152,7 +152,7 @@ impl TokenSessions for TokenAuthenticator {
 
     fn bind(&self, session: &ServerConnection) -> io::Result<Extensions> {
         let mut extensions = Extensions::new();
-        extensions.insert(Exported::of(session).map_err(io::Error::other)?);
+        extensions.insert(Exported::from_connection(session).map_err(io::Error::other)?);
         Ok(extensions)
     }
 }
