@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::cases::Case;
@@ -16,7 +16,7 @@ use crate::place::Place;
 use crate::process::Running;
 use crate::program::START;
 use crate::report::{DIRECT, SystemInfo};
-use crate::systems::{Routes, Search, System, version};
+use crate::systems::{Failover, Routes, Search, System, version};
 
 /// A system under comparison.
 #[derive(Debug)]
@@ -111,7 +111,19 @@ impl Contender {
         let task = world.task(way)?;
         let target = world.target(task.end, task.listen);
         let reach = || target.open(Job::Once).map(drop);
-        Running::start_ends((source.system, &source.program), &task, reach, &lab.stop)
+        let tables = |directory: &Path| source.system.ends(directory, &task);
+        Running::start_for_task((source.system, &source.program), task.listen, tables, reach, &lab.stop)
+    }
+
+    /// Starts another process for one service with the backend and an endpoint that will fail.
+    pub(crate) fn start_failover(&self, lab: &Lab, failing: SocketAddr) -> io::Result<Running> {
+        let source = self.source()?;
+        let Routes { listen, backend: steady, .. } = lab.loopback.routes(1)?;
+        let target = lab.loopback.target(listen);
+        let reach = || target.open(Job::Once).map(drop);
+        let tables =
+            |directory: &Path| source.system.failover(directory, Failover { listen, steady, failing });
+        Running::start_for_task((source.system, &source.program), listen, tables, reach, &lab.stop)
     }
 
     pub(crate) fn is_direct(&self) -> bool {

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::ends::Ends;
 use crate::hello::Job;
 use crate::place::Place;
 use crate::proc::family_of;
@@ -50,26 +49,26 @@ impl Running {
         Ok(running)
     }
 
-    /// Starts a system that begins or ends TLS, and waits until `reach` succeeds.
+    /// Starts a system that is configured by `tables` to listen there, and waits until `reach` succeeds.
     ///
     /// # Errors
     /// [`io::ErrorKind::Unsupported`] if the system is not compared at that.
-    pub(crate) fn start_ends(
+    pub(crate) fn start_for_task(
         (system, program): (&dyn System, &Path),
-        ends: &Ends<'_>,
+        listen: SocketAddr,
+        tables: impl FnOnce(&Path) -> Result<Vec<(&'static str, String)>, String>,
         reach: impl FnMut() -> io::Result<()>,
         stop: &Stop,
     ) -> io::Result<Self> {
         let prepare = |directory: &Path| {
-            let tables = system.ends(directory, ends);
             let unsupported = |why| io::Error::new(io::ErrorKind::Unsupported, why);
-            write(directory, tables.map_err(unsupported)?)?;
-            system.command(program, directory, ends.listen)
+            write(directory, tables(directory).map_err(unsupported)?)?;
+            system.command(program, directory, listen)
         };
         let mut program = Program::start(prepare, Command::spawn)?;
         program.wait_until("serve", START, stop, reach)?;
         let processes = family_of(program.id());
-        Ok(Self { address: ends.listen, processes, program: Some(program) })
+        Ok(Self { address: listen, processes, program: Some(program) })
     }
 
     /// Replaces all tables; returns when the new ones became visible.

@@ -142,19 +142,30 @@ fn admin_refuses_foreign_origins_and_get_changes_nothing() {
     gateway.wait().unwrap();
 }
 
+/// Service metrics appear with the first connection, trust metrics with `trust:` (trust.rs), agent metrics with `xds:`
+/// (tests/tests/agent.rs), state metrics with `xds.state`, those of another cluster's gateway with its first probe
+/// (tests/tests/matrix.rs).
+const NEEDS_MORE: [&str; 11] = [
+    "service_",
+    "certificate_",
+    "trust_",
+    "agent_",
+    "stale_",
+    "state_",
+    "matrix_up",
+    "matrix_rtt",
+    "matrix_jitter",
+    "matrix_loss",
+    "matrix_class",
+];
+
 #[test]
 fn metrics_port_exports_every_metric_and_nothing_else() {
     let gateway = start();
     let metrics = address(&gateway, "metrics");
     let (status, text) = get(metrics, "/metrics");
     assert_eq!(status, 200);
-    // Service metrics appear with the first connection, trust metrics with `trust:` (trust.rs), agent metrics with
-    // `xds:` (tests/tests/agent.rs), state metrics with `xds.state`.
-    let needs_more = |name: &str| {
-        ["service_", "certificate_", "trust_", "agent_", "stale_", "state_"]
-            .iter()
-            .any(|of| name.contains(&format!("isthmus_{of}")))
-    };
+    let needs_more = |name: &str| NEEDS_MORE.iter().any(|of| name.contains(&format!("isthmus_{of}")));
     for metric in collect::ALL {
         let exported = text.contains(&format!("# TYPE {} {}\n", metric.name, metric.kind));
         assert_eq!(exported, !needs_more(metric.name), "{}", metric.name);

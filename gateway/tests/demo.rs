@@ -88,6 +88,8 @@ fn demo_once_keeps_every_promise_and_exits() {
         "the agent has caught up with the edit",
         "speaks plain HTTP reaches productpage over mTLS",
         "which the gateway does not know, is reset",
+        "calls begun after its death moved to east",
+        "west's own endpoint answered again",
         "both gateways and both agents stopped cleanly",
     ] {
         let kept = |line: &str| line.contains(promise) && line.trim_start().starts_with("kept ");
@@ -127,7 +129,7 @@ fn demo_status_lines_work() {
 
 #[test]
 fn demo_interrupted_at_any_step_leaves_no_files() {
-    for moment in ["1. ", "2. ", "3. ", "4. ", "7. ", "8. "] {
+    for moment in ["1. ", "2. ", "3. ", "4. ", "7. ", "8. ", "10. "] {
         let mut demo = Demo::start(&[]);
         demo.read_until(moment);
         demo.interrupt();

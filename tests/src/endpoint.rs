@@ -254,4 +254,10 @@ impl BlackHole {
     pub fn address(&self) -> SocketAddr {
         self.listener.local_addr().unwrap().as_socket().unwrap()
     }
+
+    /// Becomes an endpoint that accepts. Its first connections are those that had filled the queue.
+    #[must_use]
+    pub fn open(self) -> TcpListener {
+        self.listener.into()
+    }
 }

@@ -12,17 +12,21 @@ use isthmus_certs::{
     Authority, DenyList, IdPattern, Identity, Peer, Server, SpiffeId, Trust, TrustDomain, TrustFiles,
     server_verifier,
 };
+use rcgen::KeyPair;
 use rustls::client::WantsClientCert;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::ServerName;
+use rustls::server::WebPkiClientVerifier;
 use rustls::{
-    ClientConfig, ClientConnection, ConfigBuilder, ServerConfig, ServerConnection, StreamOwned,
-    SupportedProtocolVersion,
+    ClientConfig, ClientConnection, ConfigBuilder, RootCertStore, ServerConfig, ServerConnection,
+    StreamOwned, SupportedProtocolVersion,
 };
 use tempfile::TempDir;
+use time::OffsetDateTime;
 
 use crate::client::dial;
 use crate::endpoint::Scripted;
+use crate::forged::{issuer, leaf, uri};
 use crate::is_root;
 use crate::setup::{NOBODY, Setup, service};
 use crate::tls::{ClientStream, ServerStream};
@@ -136,6 +140,18 @@ impl Domains {
         self.write(domain, name, dns, Duration::from_secs(3600))
     }
 
+    /// Issues an identity that is valid between two moments, in minutes from now.
+    pub fn issue_between(&self, domain: &str, name: &str, (from, until): (i64, i64)) {
+        let mut params = leaf(vec![uri(&id(domain, name))]);
+        let now = OffsetDateTime::now_utc();
+        params.not_before = now + time::Duration::minutes(from);
+        params.not_after = now + time::Duration::minutes(until);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer(self.authority(domain))).unwrap();
+        fs::write(self.path(&format!("{domain}-{name}.crt")), certificate.pem()).unwrap();
+        fs::write(self.path(&format!("{domain}-{name}.key")), key.serialize_pem()).unwrap();
+    }
+
     fn write(&self, domain: &str, name: &str, dns: &[&str], lifetime: Duration) -> String {
         let id = SpiffeId::parse(&id(domain, name)).unwrap();
         let identity = self.authority(domain).issue(&id, dns, lifetime).unwrap();
@@ -198,6 +214,7 @@ impl Domains {
             certificate: file("crt"),
             key: file("key"),
             bundles: self.path("bundles"),
+            deny: Some(self.path("deny")),
             ..TrustFiles::default()
         }
     }
@@ -216,11 +233,15 @@ impl Domains {
         name: &str,
         versions: &[&'static SupportedProtocolVersion],
     ) -> Arc<ClientConfig> {
-        let [chain, key] =
-            ["crt", "key"].map(|ending| fs::read(self.path(&format!("{domain}-{name}.{ending}"))).unwrap());
-        let identity = Identity::from_pem(chain, key).unwrap();
+        let identity = self.identity(domain, name);
         let config = self.verifying(versions);
         Arc::new(config.with_client_auth_cert(identity.chain().to_vec(), identity.key().clone_key()).unwrap())
+    }
+
+    fn identity(&self, domain: &str, name: &str) -> Identity {
+        let [chain, key] =
+            ["crt", "key"].map(|ending| fs::read(self.path(&format!("{domain}-{name}.{ending}"))).unwrap());
+        Identity::from_pem(chain, key).unwrap()
     }
 
     /// A TLS client without a certificate.
@@ -247,6 +268,23 @@ impl Domains {
     pub fn server(&self, name: &str) -> Arc<ServerConfig> {
         let trust = Trust::load(&self.trust("east", name)).unwrap();
         Server::new(trust, Peer::Trusted, &[]).unwrap().config()
+    }
+
+    /// A TLS server that shows an identity, valid or not, to clients of east.
+    #[must_use]
+    pub fn showing(&self, domain: &str, name: &str) -> Arc<ServerConfig> {
+        let provider = Arc::new(default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.authority("east").certificate().clone()).unwrap();
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider)).build().unwrap();
+        let identity = self.identity(domain, name);
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(identity.chain().to_vec(), identity.key().clone_key());
+        Arc::new(config.unwrap())
     }
 
     /// A TLS server that accepts one client of east alone.

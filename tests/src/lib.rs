@@ -21,6 +21,7 @@ pub mod control_plane;
 pub mod endpoint;
 pub mod ends;
 pub mod flights;
+pub mod forged;
 pub mod gateway;
 pub mod hello;
 pub mod http;
@@ -29,8 +30,10 @@ pub mod log;
 pub mod metrics;
 pub mod netns;
 pub mod process;
+pub mod relay;
 pub mod resolver;
 pub mod setup;
+pub mod sidecarless;
 pub mod tls;
 pub mod wait;
 pub mod workload;
@@ -45,6 +48,17 @@ macro_rules! skip {
         eprintln!("SKIPPED: {why}");
         return;
     }};
+}
+
+/// What a test needs; without it the test is skipped.
+#[macro_export]
+macro_rules! or_skip {
+    ($needed:expr) => {
+        match $needed {
+            Ok(needed) => needed,
+            Err(why) => $crate::skip!("{why}"),
+        }
+    };
 }
 
 /// Prints a measured figure.

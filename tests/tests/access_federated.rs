@@ -20,7 +20,7 @@ const HOST: &str = "details.bookinfo.svc.cluster.local";
 
 fn register(cluster: &Cluster, endpoint: &Scripted, rules: &str) {
     let text = format!(
-        "services: [{{ host: {HOST}, merge: true, access: {rules}, endpoints: [{{ address: '{}' }}] }}]",
+        "services: [{{ host: {HOST}, merge: true, health: {{ probe: none }}, access: {rules}, endpoints: [{{ address: '{}' }}] }}]",
         endpoint.address()
     );
     cluster.register("details.yaml", &text);

@@ -53,12 +53,17 @@ fn compare_quick_measures_every_scenario_of_every_system() {
         assert!(took_part.contains(peer) || !demanded, "{peer} is required, but: {stderr}");
     }
     let scenarios = names(&report["cases"], "scenario");
-    let all = ["bulk", "churn", "idle", "mixed", "pingpong", "routes", "short", "tls", "tls-ends"]
-        .map(String::from);
+    let all =
+        ["bulk", "churn", "failover", "idle", "mixed", "pingpong", "routes", "short", "tls", "tls-ends"]
+            .map(String::from);
     assert_eq!(scenarios, all.into());
     for case in report["cases"].as_array().unwrap() {
         let measured = names(&case["systems"], "system");
-        let left_out = |name: &str| case["scenario"] == "tls-ends" && name == "traefik";
+        let left_out = |name: &str| match case["scenario"].as_str() {
+            Some("tls-ends") => name == "traefik",
+            Some("failover") => ["nginx", "traefik"].contains(&name),
+            _ => false,
+        };
         let proxies = took_part.iter().filter(|name| *name != "direct" && !left_out(name));
         assert!(proxies.clone().all(|name| measured.contains(name)), "{}: {measured:?}", case["title"]);
         for row in case["systems"].as_array().unwrap() {

@@ -1,6 +1,6 @@
 //! Bad certificates where a gateway itself speaks TLS: of clients of a terminated service, and of servers to which it
 //! originates. Each is refused before the other side sees a byte. Rows 11 and 14 of the hazards; the library's own rows
-//! are in `certs/src/tls/bad`.
+//! are in `certs/src/tls/bad`; who may use whom is in `identity_matrix.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,16 +14,17 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
 
-use isthmus_certs::{Authority, Peer, SpiffeId, Trust, TrustFiles, server_verifier};
+use isthmus_certs::{Peer, SpiffeId, Trust, TrustFiles, server_verifier};
 use isthmus_tests::client::{End, dial, read_exactly, rest};
 use isthmus_tests::endpoint::{Endpoint, Scripted};
 use isthmus_tests::ends::{Domains, connect, id};
 use isthmus_tests::figure;
+use isthmus_tests::forged::{issuer, leaf, uri};
 use isthmus_tests::tls::{ClientStream, ServerStream};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -47,27 +48,8 @@ struct Shown {
     as_server: bool,
 }
 
-fn uri(text: &str) -> SanType {
-    SanType::URI(Ia5String::try_from(text).unwrap())
-}
-
 fn dns(text: &str) -> SanType {
     SanType::DnsName(Ia5String::try_from(text).unwrap())
-}
-
-/// What a good leaf has.
-fn leaf(names: Vec<SanType>) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = names;
-    params.not_before = OffsetDateTime::now_utc() - Duration::HOUR;
-    params.not_after = OffsetDateTime::now_utc() + Duration::HOUR;
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    params
 }
 
 /// What a good intermediate has, with this common name.
@@ -78,11 +60,6 @@ fn intermediate(name: &str) -> CertificateParams {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     params.extended_key_usages = Vec::new();
     params
-}
-
-fn issuer(authority: &Authority) -> Issuer<'static, KeyPair> {
-    let key = KeyPair::from_pem(authority.key_pem().unwrap()).unwrap();
-    Issuer::from_ca_cert_der(authority.certificate(), key).unwrap()
 }
 
 /// Bad chains that claim the identity `server` of east, or one that is almost the same.
@@ -193,9 +170,6 @@ impl Forger {
     }
 
     fn leaves(&mut self) {
-        let now = OffsetDateTime::now_utc();
-        self.altered("expired", |leaf| leaf.not_after = now - Duration::MINUTE);
-        self.altered("not yet valid", |leaf| leaf.not_before = now + Duration::MINUTE);
         self.altered("an authority", |leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained));
         self.altered("may sign certificates", |leaf| leaf.key_usages.push(KeyUsagePurpose::KeyCertSign));
         self.altered("may not sign handshakes", |leaf| leaf.key_usages = vec![KeyUsagePurpose::KeyAgreement]);
@@ -241,10 +215,6 @@ impl Forger {
         let mut expired = intermediate("expired");
         expired.not_after = OffsetDateTime::now_utc() - Duration::MINUTE;
         self.below("below an expired intermediate", &expired);
-        let north = leaf(vec![uri(&id("north", "server"))]);
-        let key = KeyPair::generate().unwrap();
-        let der = north.signed_by(&key, &self.north).unwrap().der().clone();
-        self.add("an unknown domain", vec![der], key);
     }
 }
 

@@ -18,13 +18,14 @@ use std::time::{Duration, Instant};
 
 use isthmus_certs::facts::Facts;
 use isthmus_certs::{Identity, SpiffeId, Trust};
-use isthmus_model::admin::gateway::{Issued, Trust as TrustPage};
 use isthmus_tests::client::{End, dial, echo, rest};
 use isthmus_tests::cluster::{Cluster, outbound};
 use isthmus_tests::endpoint::{Scripted, free};
 use isthmus_tests::figure;
 use isthmus_tests::gateway::Gateway;
+use isthmus_tests::log::Line;
 use isthmus_tests::setup::{Setup, service};
+use isthmus_tests::sidecarless::{issued, managed};
 use isthmus_tests::wait::{until, until_some};
 use isthmus_tests::workload::{Caller, files};
 use isthmus_trust::enrolment::{NotIssued, Workloads};
@@ -118,24 +119,8 @@ fn listeners(identity: &str) -> String {
     )
 }
 
-/// A gateway that enrols with a token and keeps its trust in a directory of its own.
-fn managed(cluster: &Cluster, setup: Setup) -> Setup {
-    let token = cluster.token(&["--gateway", "gw-1"]).unwrap();
-    let trust = cluster.path("gateway-trust").display().to_string();
-    setup
-        .with(&format!("trust: {{ directory: {trust}, token: {token} }}"))
-        .with(&format!("xds: {{ agents: ['{}'] }}", cluster.agent_address()))
-}
-
 fn app(gateway: &Gateway) -> SocketAddr {
     gateway.at("listener app")
-}
-
-fn issued(gateway: &Gateway) -> Vec<Issued> {
-    match gateway.status().trust {
-        Some(TrustPage::Loaded(trust)) => trust.issued,
-        _ => Vec::new(),
-    }
 }
 
 /// Waits until a gateway has every certificate that it needs.
@@ -280,6 +265,51 @@ fn issued_identity_that_is_not_granted_refuses_its_callers_until_it_is() {
     assert_eq!(west.metrics().sum("isthmus_issued_missing", &[]), 0.0);
 }
 
+/// Whose identity is not a gateway's any more, it does not present: neither to new connections nor to live ones.
+#[test]
+fn issued_identity_that_is_taken_back_is_given_up_and_ends_its_connections() {
+    let mut world = World::new("1h");
+    let backend = greeter(b"stock...");
+    let east = world.east_gateway(&[CART], backend.address());
+    let west = world.west_gateway(CART);
+    let mut live = until_some("the application is greeted", || greeted(app(&west), b"stock..."));
+    let set = |cluster: &mut Cluster, gateways: &str| {
+        cluster.stop();
+        cluster.set("gateways", gateways);
+        cluster.start();
+    };
+    let is_ended = |gateway: &Gateway, identity: &str, line: &Line| {
+        let missing = || gateway.metrics().sum("isthmus_issued_missing", &[]) == 1.0;
+        until("the certificate is given up", missing);
+        assert_eq!(line.reason(), "identity_denied", "{line:?}");
+        let problem = until_some("the status says why", || issued(gateway).first()?.problem.clone());
+        assert!(problem.contains("`identities`"), "{identity}: {problem}");
+        let mut refused = dial(app(&west));
+        assert_eq!(rest(&mut refused), (Vec::new(), End::Reset));
+    };
+
+    // Of a caller.
+    let granted = format!("[{{ name: gw-1, identities: ['{CART}'] }}]");
+    set(&mut world.west, "[{ name: gw-1, identities: ['spiffe://west.example/ns/shop/sa/cart2'] }]");
+    assert_eq!(rest(&mut live).1, End::Reset);
+    is_ended(&west, CART, &west.log().line_of(live.local_addr().unwrap()));
+    set(&mut world.west, &granted);
+    live = until_some("the application is greeted again", || greeted(app(&west), b"stock..."));
+
+    // Of a service whose TLS ends here. That the agent is away, or comes back as it was, ends nothing.
+    let port = world.door.port();
+    let of_east = |identities: &str| {
+        format!("[{{ name: gw-1, address: 127.0.0.1, port: {port}, identities: [{identities}] }}]")
+    };
+    set(&mut world.east, &of_east(&format!("'{STOCK}'")));
+    until("the agent is back", || east.status().agent.is_some_and(|agent| agent.connected));
+    echo(&mut live, b"still here");
+    set(&mut world.east, &of_east(""));
+    assert_eq!(rest(&mut live).1, End::Reset);
+    let line = east.log().wait("the end", |line| line.reason() == "identity_denied");
+    is_ended(&east, STOCK, &line);
+}
+
 #[test]
 fn issued_certificates_are_absent_after_a_restart_without_an_agent() {
     let mut world = World::new("1h");
@@ -310,7 +340,8 @@ fn issued_certificates_are_absent_after_a_restart_without_an_agent() {
     assert_eq!(rest(&mut stream), (Vec::new(), End::Reset));
     let line = east.log().wait("the refusal", |line| line.reason() == "tls_failed");
     assert!(line.text("tls_error").contains("the agent has issued no certificate for"), "{line:?}");
-    assert_eq!((backend.accepted(), east.metrics().sum("isthmus_issued_missing", &[])), (accepted, 1.0));
+    assert_eq!(backend.accepted(), accepted);
+    until("a certificate is missing", || east.metrics().sum("isthmus_issued_missing", &[]) > 0.5);
     until("the status says why", || issued(&east)[0].problem.is_some());
     world.east.start();
     until("the application is greeted again", || greeted(app(&west), b"stock...").is_some());

@@ -110,6 +110,12 @@ fn admin_pages_of_agent_match_their_schema() {
         api.check::<agent::Status>("/status", &get("/status").body);
         east.status().nodes["gateways"].len() == 1
     });
+    until("the gateway reports the matrix", || {
+        let page = get("/matrix").body;
+        api.check::<agent::Matrix>("/matrix", &page);
+        page.contains("\"rtt_micros\"")
+    });
+    api.check::<agent::Status>("/status", &get("/status").body);
     for name in [HOST, "plain", "reviews.bookinfo.svc.cluster.local", "unknown.example"] {
         api.check::<agent::Explanation>("/explain", &get(&format!("/explain?host={name}")).body);
     }
@@ -152,6 +158,11 @@ fn admin_pages_of_gateway_match_their_schema() {
     api.check::<Paged<Service>>("/services", &get("/services"));
     api.check::<Paged<Connection>>("/connections", &get("/connections"));
     drop(open);
+    until("the matrix has a row", || {
+        api.check::<gateway::Matrix>("/matrix", &get("/matrix"));
+        get("/matrix").contains("\"rtt_micros\"")
+    });
+    api.check::<gateway::Status>("/status", &get("/status"));
     for query in [HOST, "unknown.example", "plain&listener=outbound", "plain&alpn=h2"] {
         api.check::<Explanation>("/explain", &get(&format!("/explain?sni={query}")));
     }

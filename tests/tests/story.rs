@@ -16,15 +16,17 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use isthmus_certs::{Peer, Server, Trust, peer_id};
-use isthmus_model::admin::gateway::Trust as TrustPage;
 use isthmus_tests::cluster::Cluster;
 use isthmus_tests::endpoint::{Endpoint, Scripted};
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::netns::{Star, inside, ip};
 use isthmus_tests::setup::Setup;
+use isthmus_tests::sidecarless::{
+    CAPTURE, DNS, LISTENER, capture, cluster, issued, managed, requirements, route,
+};
 use isthmus_tests::wait::{until, until_some};
 use isthmus_tests::workload::files;
-use isthmus_tests::{binary, is_root, skip};
+use isthmus_tests::{is_root, skip};
 use rustls::{ServerConnection, StreamOwned};
 
 const EAST: usize = 1;
@@ -47,16 +49,6 @@ struct World {
     reviews: Scripted,
     east_gateway: Gateway,
     west_gateway: Gateway,
-}
-
-fn requirements() -> Result<(), String> {
-    if !is_root() {
-        return Err("requires root".to_owned());
-    }
-    for (program, argument) in [("nft", "--version"), ("curl", "--version")] {
-        Command::new(program).arg(argument).output().map_err(|error| format!("{program}: {error}"))?;
-    }
-    Ok(())
 }
 
 /// A service that speaks plain HTTP and answers with the identity in the PROXY header.
@@ -118,23 +110,19 @@ fn reviews(east: &Cluster) -> Scripted {
     })
 }
 
-fn cluster(name: &str, star: &Star, leg: usize) -> Cluster {
-    let mut cluster = Cluster::new(name).inside(star.leg(leg)).at(Star::address(leg).into());
-    cluster.issue("1h");
-    cluster
-}
-
 fn world() -> Result<World, String> {
-    requirements()?;
+    if !is_root() {
+        return Err("requires root".to_owned());
+    }
+    requirements(&["curl"])?;
     let star = Star::new(2)?;
     for other in &APPS[1..] {
         star.adopt(WEST, *other)?;
     }
-    // Applications look for virtual addresses where everything else is.
-    ip(&format!("-n {} route add default via {}", star.leg(WEST), Star::address(EAST)))?;
+    route(&star, WEST, EAST)?;
     ip(&format!("-n {} -6 addr add fd00:78::2/64 dev veth0 nodad", star.leg(WEST)))?;
     ip(&format!("-n {} -6 route add default via fd00:78::1 dev veth0", star.leg(WEST)))?;
-    let (mut east, mut west) = (cluster("east", &star, EAST), cluster("west", &star, WEST));
+    let (mut east, mut west) = (cluster("east", (&star, EAST), "1h"), cluster("west", (&star, WEST), "1h"));
     east.trust_cluster(&west);
     west.trust_cluster(&east);
     let reviews = reviews(&east);
@@ -151,11 +139,7 @@ fn world() -> Result<World, String> {
         ("exports", "[{ workspace: ['*/bookinfo'] }]".to_owned()),
         ("imports", "[{ cluster: east, hosts: ['*.bookinfo'], gatewayCIDRs: [10.78.0.0/16] }]".to_owned()),
         ("virtual_addresses", "{ ipv4: 240.15.0.0/16, ipv6: 'fd00:15::/64' }".to_owned()),
-        (
-            "dns",
-            "{ listen: '127.0.0.1:15053', clients: [10.78.2.0/24, 'fd00:78::/64'], upstreams: off }"
-                .to_owned(),
-        ),
+        ("dns", DNS.to_owned()),
         (
             "callers",
             format!(
@@ -171,10 +155,8 @@ fn world() -> Result<World, String> {
     west.start();
     let east_gateway =
         managed(&east, Setup::new("").listeners("- { name: east-west, address: '0.0.0.0:15443' }")).start();
-    let listeners = "- { name: tls, address: '0.0.0.0:15444', side: outbound }\n\
-         - { name: apps, address: '[::]:15001', ipv6_only: false, side: outbound, mode: originate, original_destination: redirect }";
-    let capture = "capture: { ranges: [240.15.0.0/16, 'fd00:15::/64'], dns: ['127.0.0.1:15053'], exclude_users: [nobody] }";
-    let west_gateway = managed(&west, Setup::new("").listeners(listeners).with(capture)).start();
+    let listeners = format!("- {{ name: tls, address: '0.0.0.0:15444', side: outbound }}\n{LISTENER}");
+    let west_gateway = managed(&west, Setup::new("").listeners(&listeners).with(CAPTURE)).start();
     let page = productpage(star.leg(EAST));
     Ok(World { star, east, west, page, reviews, east_gateway, west_gateway })
 }
@@ -187,17 +169,6 @@ fn registry() -> String {
            identities: ['{PAGE}']\n  access: {{ allow: ['{WEB}'] }}\n  endpoints: [{{ address: '{at}:9080' }}]\n\
          - host: {REVIEWS}\n  port: 443\n  endpoints: [{{ address: '{at}:9443' }}]\n"
     )
-}
-
-/// A gateway with nothing in its file but its listeners; the rest comes from its agent.
-fn managed(cluster: &Cluster, setup: Setup) -> Setup {
-    let token = cluster.token(&["--gateway", "gw-1"]).unwrap();
-    let trust = cluster.path("gateway-trust").display().to_string();
-    setup
-        .with(&format!("trust: {{ directory: {trust}, token: {token} }}"))
-        .with(&format!("node: {{ cluster: {} }}", cluster.name()))
-        .with(&format!("xds: {{ agents: ['{}'] }}", cluster.agent_address()))
-        .namespace(cluster.namespace().unwrap())
 }
 
 impl World {
@@ -219,16 +190,6 @@ impl World {
         let texts = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8(texts).unwrap())
     }
-
-    fn capture(&self) {
-        let file = self.west_gateway.file();
-        let output = self.on_west(&format!(
-            "{} capture apply --config {}",
-            binary::gateway().display(),
-            file.display()
-        ));
-        assert!(output.status.success(), "{output:?}");
-    }
 }
 
 #[test]
@@ -237,7 +198,7 @@ fn story_plain_application_calls_a_plain_service_of_another_cluster_by_its_own_n
         Ok(world) => world,
         Err(why) => skip!("{why}"),
     };
-    world.capture();
+    capture(&world.west, &world.west_gateway);
     let url = "http://productpage.bookinfo:9080/";
     until_some("an unchanged curl is answered", || {
         let (is_served, said) = world.curl(url);
@@ -284,9 +245,8 @@ fn story_plain_application_calls_a_plain_service_of_another_cluster_by_its_own_n
     });
     assert!(world.reviews.accepted() > 0);
     until("both gateways have all certificates", || {
-        [&world.east_gateway, &world.west_gateway].iter().all(|gateway| match gateway.status().trust {
-            Some(TrustPage::Loaded(trust)) => trust.issued.iter().all(|one| one.problem.is_none()),
-            _ => false,
-        })
+        [&world.east_gateway, &world.west_gateway]
+            .iter()
+            .all(|gateway| issued(gateway).iter().all(|one| one.problem.is_none()))
     });
 }

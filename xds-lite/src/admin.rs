@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 
 use isthmus_certs::SpiffeId;
 use isthmus_http as http;
-use isthmus_model::admin::agent::{Deregistered, Explanation, Lease, Status};
+use isthmus_model::admin::agent::{Deregistered, Explanation, Lease, Matrix, Status};
 use isthmus_registry::registered::Refused;
 use isthmus_registry::registered::registrar::Registrar;
 
@@ -50,6 +50,9 @@ pub trait Pages: Send + Sync + 'static {
     /// # Errors
     /// The host name is not valid.
     fn explain(&self, question: &ExplainQuestion) -> Result<Explanation, String>;
+
+    /// What the cluster's gateways report.
+    fn matrix(&self) -> Matrix;
 
     /// The registrar that holds a token.
     fn holder(&self, token: &str) -> Option<Registrar>;

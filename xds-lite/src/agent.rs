@@ -27,12 +27,15 @@ mod peer_views;
 mod peers;
 mod persistence;
 mod registry_watch;
+mod reports;
 mod state_directory;
+mod traffic;
 mod views;
 
 use std::io;
 use std::net::SocketAddr;
 use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
@@ -47,14 +50,14 @@ use tonic::service::Routes;
 use crate::admin;
 use isthmus_ads::service::Discovery;
 use isthmus_envoy::export::Adapter;
-use isthmus_grpc::budget::{Budgets, Places, raise_descriptor_limit};
 use isthmus_grpc::serve::{Admission, serve_with};
+use isthmus_model::binding::Granted;
 use isthmus_registry::files::Files;
 use isthmus_trust::join::{self, Tokens};
 
 use acknowledgements::Acknowledgements;
 use bundles::Bundles;
-use config::{Registration, Settings};
+use config::Settings;
 use dns_server::DnsServer;
 pub use error::Error;
 use federation::Federation;
@@ -68,6 +71,7 @@ use pages::AdminPages;
 use peer::peer_access;
 use peers::Peers;
 use registry_watch::{keep_polling, poll};
+use reports::Reports;
 use state_directory::{Restored, StateDirectory};
 use views::Views;
 
@@ -86,6 +90,8 @@ pub struct Agent {
     sources: Option<[Arc<dyn Source>; 2]>,
     issuing: Option<Arc<Issuing>>,
     dns: Option<DnsServer>,
+    /// Its configuration file, if edits are followed.
+    file: Option<PathBuf>,
 }
 
 /// Who owns what the agent knows.
@@ -96,6 +102,8 @@ struct Owners {
     directory: Arc<StateDirectory>,
     views: Arc<Views>,
     names: Arc<NameRegistry>,
+    /// What gateways report; it calls `own`, and nobody calls it under a lock.
+    reports: Arc<Reports>,
 }
 
 struct Sockets {
@@ -123,11 +131,12 @@ impl Agent {
             let expected = SpiffeId::agent(domain, settings.cluster.as_str(), "NAME")?.to_string();
             return Err(Error::Identity { found: id.clone(), expected });
         }
-        let gateways: Result<_, _> = settings
+        let gateways: Result<Vec<_>, _> = settings
             .gateways
             .iter()
             .map(|gateway| SpiffeId::gateway(domain, settings.cluster.as_str(), &gateway.name))
             .collect();
+        let gateways = gateways?;
         let own = join::Party { cluster: settings.cluster.clone(), trust_domain: domain.clone() };
         let opened = match settings.state.clone() {
             Some(folder) => {
@@ -145,8 +154,12 @@ impl Agent {
         if let Some(caller) = settings.callers.iter().find(|one| one.identity.trust_domain() != domain) {
             return Err(Error::Caller { identity: caller.identity.clone(), domain: domain.clone() });
         }
-        let told = (bundles, LocalBindings::new(&settings.callers));
-        let views = Views::new(settings.cluster.clone(), gateways?, adapter(&settings), told);
+        let granted = gateways.iter().zip(&settings.gateways);
+        let granted = granted.map(|(id, gateway)| Granted::new(id.clone(), gateway.identities.clone()));
+        let bindings = LocalBindings::new(&settings.callers, granted.collect::<Result<_, _>>()?);
+        let gateways = gateways.into_iter().collect();
+        let views = Views::new(settings.cluster.clone(), gateways, adapter(&settings), (bundles, bindings))
+            .with_traffic(settings.traffic.rules.clone());
         for peer in &settings.peers {
             views.add(&peer.domain, &peer.cluster, peer_access(&settings, peer));
         }
@@ -166,7 +179,13 @@ impl Agent {
         let dns =
             settings.dns.as_ref().map(|dns| DnsServer::bind(&settings, dns, &owners.names)).transpose()?;
         let tls = Arc::new(Server::new(trust.clone(), Peer::Trusted, &[b"h2"])?);
-        Ok(Agent { settings, sockets, tls, trust, owners, sources, issuing, dns })
+        Ok(Agent { settings, sockets, tls, trust, owners, sources, issuing, dns, file: None })
+    }
+
+    /// Follows edits of the file that the settings are from: `traffic` is live.
+    #[must_use]
+    pub fn following(self, file: PathBuf) -> Agent {
+        Agent { file: Some(file), ..self }
     }
 
     /// The bound addresses of the listeners `xds`, `admin`, `join` and `dns`.
@@ -194,11 +213,10 @@ impl Agent {
     /// # Errors
     /// As [`Agent::run`].
     pub async fn run_looking(self, again: Arc<Notify>) -> Result<(), Error> {
-        let Agent { settings, sockets, tls, trust, owners, sources: _sources, issuing, dns } = self;
+        let Agent { settings, sockets, tls, trust, owners, sources: _sources, issuing, dns, file } = self;
         let Sockets { xds, admin, join } = sockets;
         let _files = trust.watch(settings.trust.clone()).map_err(Error::Thread)?;
-        let places = Places::of_descriptors(raise_descriptor_limit());
-        let budgets = Arc::new(Budgets::new(settings.limits.clients, places));
+        let budgets = Arc::new(settings.budgets());
         let is_ready = Arc::new(AtomicBool::new(false));
         let pages = Arc::new(AdminPages {
             budgets: Arc::clone(&budgets),
@@ -209,10 +227,9 @@ impl Agent {
             trust: trust.clone(),
             dns: dns.as_ref().map(DnsServer::server),
         });
-        let Registration { socket, users, .. } = settings.registration.clone();
-        let local = socket.map(|path| admin::Local { path, users });
         owners.views.bundles.publish(&trust.current());
-        let mut routes = Routes::new(Discovery::service(Arc::clone(&owners.views)));
+        let mut routes = Routes::new(Discovery::service(Arc::clone(&owners.views)))
+            .add_service(isthmus_report::server::Service::new(Arc::clone(&owners.reports)));
         let issuing_service = issuing.as_ref().map(|issuing| {
             let own = Arc::clone(&owners.own);
             let certificates = issuing.certificates(Arc::new(move |id| own.names_of_doors(id)));
@@ -222,8 +239,7 @@ impl Agent {
         let members = Arc::clone(&owners.views);
         let knows = Arc::new(move |id: &SpiffeId| members.principal(id));
         let admission = Admission::new(knows).with(budgets, issuing_service);
-        let store = owners.directory.trust_store().cloned().filter(|_| join.is_some());
-        let context = store.map(|store| context(&settings, trust.clone(), Arc::new(store))).transpose()?;
+        let context = join.as_ref().and_then(|_| owners.join_context(&settings, &trust)).transpose()?;
         let serving = async {
             // The whole registry is read before any client is served; health checks and pages are answered meanwhile.
             let files = poll(registry_files(&settings, &owners.own), &owners.own).await;
@@ -240,13 +256,15 @@ impl Agent {
                 () = owners.peers.keep_publishing() => Ok(()),
                 () = owners.views.bundles.keep_telling(&trust) => Ok(()),
                 () = owners.views.bindings.keep_publishing(owners.names.subscribe(), owners.views.complete()) => Ok(()),
+                () = Arc::clone(&owners.reports).keep_folding(Arc::clone(&owners.own)) => Ok(()),
                 () = run_mtls_checks(Arc::clone(&owners.own)) => Ok(()),
                 () = import_health::ask(Arc::clone(&owners.peers)) => Ok(()),
+                () = traffic::follow(file, Arc::clone(&settings), owners.clone()) => Ok(()),
                 ended = federation.run() => ended,
             }
         };
         tokio::select! {
-            served = admin::serve_on_own_thread(admin, local, pages, admin::Limits::default()) => {
+            served = admin::serve_on_own_thread(admin, settings.local_socket(), pages, admin::Limits::default()) => {
                 served.map_err(Error::Admin)
             }
             () = owners.names.keep_allotting() => Ok(()),
@@ -257,6 +275,12 @@ impl Agent {
 }
 
 impl Owners {
+    /// What joining clusters are told; none without a state directory.
+    fn join_context(&self, settings: &Settings, trust: &Trust) -> Option<Result<join::Context, Error>> {
+        let store = self.directory.trust_store().cloned()?;
+        Some(context(settings, trust.clone(), Arc::new(store)))
+    }
+
     /// Restores what was persisted. Reads files.
     fn open(settings: &Arc<Settings>, views: Arc<Views>, trust_store: Option<Embedded>) -> Owners {
         let (directory, restored) = StateDirectory::open(settings, trust_store);
@@ -286,7 +310,8 @@ impl Owners {
         }
         // Names of before a restart are answered at once.
         names.allot(SystemTime::now());
-        Owners { own: Arc::new(own), peers, directory, views, names }
+        let reports = Arc::new(Reports::new(Arc::clone(&views)));
+        Owners { own: Arc::new(own), peers, directory, views, names, reports }
     }
 }
 

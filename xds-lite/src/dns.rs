@@ -5,6 +5,7 @@
 mod asked;
 mod exchange;
 mod forward;
+mod machine;
 mod places;
 mod stats;
 mod tcp;
@@ -18,7 +19,6 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use isthmus_dns::{Failure, Outcome, Relayed, Table, Transport, answer, failure, relay};
 use isthmus_grpc::budget::LogLimiter;
 use tokio::sync::watch;
@@ -113,7 +113,7 @@ impl Sockets {
 #[derive(Debug)]
 pub struct Server {
     table: watch::Receiver<Arc<Table>>,
-    clients: Vec<IpNet>,
+    clients: config::Clients,
     /// None: what the tables do not answer is refused.
     forwarder: Option<Arc<Forwarder>>,
     limits: Limits,
@@ -207,14 +207,19 @@ impl Server {
 
     fn is_client(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        self.clients.iter().any(|range| range.contains(&ip))
+        match &self.clients {
+            config::Clients::Listed(ranges) => ranges.iter().any(|range| range.contains(&ip)),
+            config::Clients::MachineAndCallers(callers) => {
+                ip.is_loopback() || callers.get(ip).is_some() || machine::has(ip)
+            }
+        }
     }
 
     /// Counts and logs a client that may not ask. Returns whether it is told so.
     fn refuse(&self, client: IpAddr) -> bool {
         self.stats.count(Answer::Refused);
         if self.log_limiter.allows(LOGGED) {
-            tracing::warn!(%client, "DNS client refused: no range of `dns.clients` contains it");
+            tracing::warn!(%client, "DNS client refused: neither `dns.clients` nor, without it, `callers` has its address");
         }
         self.refusals.allows(REFUSALS)
     }

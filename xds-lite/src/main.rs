@@ -44,8 +44,8 @@ enum Command {
 Example:
   isthmus-agent run --config /etc/isthmus/agent.yaml
 
-The agent reloads the registry's files when they change, and on SIGHUP; it reads its own file at start
-only. SIGTERM and SIGINT stop it: gateways keep their last tables and reconnect.")]
+The agent reloads the registry's files when they change, and on SIGHUP; of its own file it reads `traffic`
+when it changes, and all other keys at start only. SIGTERM and SIGINT stop it: gateways keep their last tables and reconnect.")]
     Run {
         /// The configuration file (YAML)
         #[arg(long, value_name = "FILE", default_value = AGENT)]
@@ -135,6 +135,7 @@ fn main() -> ExitCode {
 
 fn check(file: &Path) -> anyhow::Result<()> {
     let settings = config::load_argument(file)?;
+    config::check_beside_registry(&settings)?;
     for warning in &settings.warnings {
         eprintln!("warning: {warning}");
     }
@@ -220,11 +221,11 @@ fn run(file: &Path) -> anyhow::Result<()> {
     let reload = Arc::new(Notify::new());
     let notifier = Arc::clone(&reload);
     let stop = follow_signals(move || {
-        tracing::info!("SIGHUP: reloading the registry; the agent's own file is read at start only");
+        tracing::info!("SIGHUP: reloading the registry; of the agent's own file only `traffic` is live");
         notifier.notify_one();
     })?;
     until_stopped(&stop, async {
-        let agent = Agent::bind(settings).await?;
+        let agent = Agent::bind(settings).await?.following(file.to_owned());
         let mut listening = String::new();
         for (name, address) in agent.addresses()? {
             writeln!(listening, "listening {name} address={address}")?;

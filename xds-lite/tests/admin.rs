@@ -14,7 +14,7 @@ use clap::Parser;
 use isthmus_agent::admin::{ExplainQuestion, Limits, Local, Pages, Refusal, serve, serve_local};
 use isthmus_agent::cli::ask::{AskError, Question, ask};
 use isthmus_model::admin::Answer;
-use isthmus_model::admin::agent::{Deregistered, Explanation, Lease, Registry, Status};
+use isthmus_model::admin::agent::{Deregistered, Explanation, Lease, Matrix, Registry, Status};
 use isthmus_model::services::Service;
 use isthmus_registry::registered::Registered;
 use isthmus_registry::registered::lease::LeaseId;
@@ -49,6 +49,10 @@ impl Pages for Agent {
     fn status(&self) -> Status {
         let registry = Registry { registered: self.count() as u64, ..Registry::default() };
         Status { registry, ..Status::default() }
+    }
+
+    fn matrix(&self) -> Matrix {
+        Matrix::default()
     }
 
     fn explain(&self, question: &ExplainQuestion) -> Result<Explanation, String> {

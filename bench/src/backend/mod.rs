@@ -2,6 +2,7 @@
 //! names. Two threads with epoll and no allocation per event; not a model of a real server.
 
 pub(crate) mod closing;
+pub(crate) mod failing;
 pub(crate) mod tls;
 mod transfer;
 

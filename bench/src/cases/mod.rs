@@ -4,6 +4,7 @@
 mod bulk;
 mod churn;
 pub(crate) mod ends;
+mod failover;
 mod idle;
 mod mixed;
 mod pingpong;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::affinity::Apart;
+use crate::backend::failing::Shape;
 use crate::contender::Contender;
 use crate::cpu::{Meter, Usage};
 use crate::ends::End;
@@ -54,6 +56,8 @@ pub(crate) enum Scenario {
     /// TLS that ends and begins in the proxy, with client certificates: handshakes, bulk transfers, round trips, memory.
     /// Traefik is left out. For handshakes and round trips the proxy has a core to itself.
     TlsEnds,
+    /// Calls at a fixed rate while one of two endpoints fails, in six ways. nginx and Traefik are left out.
+    Failover,
 }
 
 /// A case: one table of the report.
@@ -68,6 +72,7 @@ pub(crate) enum Case {
     Idle { connections: u16 },
     Churn,
     Routes { services: u32 },
+    Failover { shape: Shape },
 }
 
 /// When a ping is sent.
@@ -115,6 +120,7 @@ impl Scenario {
             Self::Churn => vec![Case::Churn],
             Self::Routes => [10, 1000, 100_000].map(|services| Case::Routes { services }).into(),
             Self::TlsEnds => ends::cases(&ends::Load::ALL),
+            Self::Failover => Shape::ALL.map(|shape| Case::Failover { shape }).into(),
         }
     }
 
@@ -128,6 +134,7 @@ impl Scenario {
             Self::Idle => vec![Case::Idle { connections: 1000 }],
             Self::Routes => vec![Case::Routes { services: 1000 }],
             Self::TlsEnds => ends::cases(&ends::Load::QUICK),
+            Self::Failover => vec![Case::Failover { shape: Shape::Refuses }],
             Self::Mixed | Self::Tls | Self::Churn => self.cases(),
         }
     }
@@ -164,6 +171,7 @@ impl Case {
             Self::Idle { connections } => format!("{connections} connections that carry nothing"),
             Self::Churn => "short and long connections, tables swapped 10 times a second".into(),
             Self::Routes { services } => format!("{services} services"),
+            Self::Failover { shape } => format!("failover: one of two endpoints {}", shape.title()),
         }
     }
 
@@ -189,7 +197,10 @@ impl Case {
 
     /// Whether the case is also measured without a proxy.
     pub(crate) fn works_direct(self) -> bool {
-        !matches!(self, Self::Idle { .. } | Self::Churn | Self::Routes { .. } | Self::Ends { .. })
+        !matches!(
+            self,
+            Self::Idle { .. } | Self::Churn | Self::Routes { .. } | Self::Ends { .. } | Self::Failover { .. }
+        )
     }
 
     /// Whether one round is enough: memory and start-up vary little and take long to measure.
@@ -214,6 +225,7 @@ impl Case {
             Self::Idle { connections } => idle::measure(lab, contender, connections),
             Self::Churn => churn::measure(lab, contender),
             Self::Routes { services } => routes::measure(lab, contender, services),
+            Self::Failover { shape } => failover::measure(lab, contender, shape),
         }?;
         place.backend.wait_until_quiet(&lab.stop)?;
         if place.backend.corrupt() > corrupt {

@@ -2,6 +2,7 @@
 //! are the same call. Knows nothing of systems, CPU or reports.
 
 mod bulk;
+mod calls;
 mod handshakes;
 mod paced;
 mod pingpong;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 
 pub(crate) use bulk::{Bulk, Direction};
+pub(crate) use calls::calls;
 pub(crate) use handshakes::{Handshakes, Visit, handshakes};
 pub(crate) use paced::Paced;
 pub(crate) use pingpong::PingPong;

@@ -9,8 +9,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::{CONNECTIONS, Endpoints, Routes, Search, System};
+use super::{CONNECT_SECONDS, CONNECTIONS, Endpoints, Failover, Routes, Search, System};
 use crate::ends::{End, Ends, NAME};
+use crate::hello::service_name;
 
 const TYPES: &str = "type.googleapis.com/envoy";
 
@@ -28,17 +29,7 @@ impl System for Envoy {
     fn tables(&self, _: &Path, routes: Routes) -> Vec<(&'static str, String)> {
         let clusters: Vec<Value> = routes.iter().map(|(name, endpoints)| cluster(&name, endpoints)).collect();
         let chains: Vec<Value> = routes.iter().map(|(name, _)| chain(&name)).collect();
-        let listener = json!({
-            "@type": format!("{TYPES}.config.listener.v3.Listener"),
-            "name": "east_west",
-            "address": address(routes.listen),
-            "listener_filters": [{
-                "name": "tls",
-                "typed_config": { "@type": format!("{TYPES}.extensions.filters.listener.tls_inspector.v3.TlsInspector") },
-            }],
-            "filter_chains": chains,
-        });
-        watched(routes.services, &clusters, &listener)
+        watched(routes.services, &clusters, &listener(routes.listen, &chains))
     }
 
     fn ends(&self, _: &Path, ends: &Ends<'_>) -> Result<Vec<(&'static str, String)>, String> {
@@ -65,6 +56,34 @@ impl System for Envoy {
         Ok(watched(1, &[cluster], &listener))
     }
 
+    fn failover(&self, _: &Path, failover: Failover) -> Result<Vec<(&'static str, String)>, String> {
+        let name = service_name(0);
+        let endpoints = Endpoints { first: failover.steady, second: Some(failover.failing) };
+        let (mut cluster, mut chain) = (cluster(&name, endpoints), chain(&name));
+        let ejection = json!({
+            "split_external_local_origin_errors": true,
+            "consecutive_local_origin_failure": 5,
+            "interval": "1s",
+            "max_ejection_percent": 50,
+        });
+        let check = json!({
+            "timeout": "1s",
+            "interval": "1s",
+            "unhealthy_threshold": 2,
+            "healthy_threshold": 1,
+            "tcp_health_check": {},
+        });
+        set(&mut cluster, "connect_timeout", json!(format!("{CONNECT_SECONDS}s")));
+        set(&mut cluster, "outlier_detection", ejection);
+        set(&mut cluster, "health_checks", json!([check]));
+        let mut proxy = tcp_proxy(&name);
+        if let Some(config) = proxy.get_mut("typed_config") {
+            set(config, "max_connect_attempts", json!(3));
+        }
+        set(&mut chain, "filters", json!([proxy]));
+        Ok(watched(1, &[cluster], &listener(failover.listen, &[chain])))
+    }
+
     fn command(&self, program: &Path, directory: &Path, _: SocketAddr) -> io::Result<Command> {
         let from = |name: &str| json!({ "resource_api_version": "V3", "path_config_source": { "path": directory.join(name) } });
         let bootstrap = json!({
@@ -87,6 +106,20 @@ fn watched(version: u32, clusters: &[Value], listener: &Value) -> Vec<(&'static 
         ("clusters.json", json!({ "version_info": version, "resources": clusters }).to_string()),
         ("listeners.json", json!({ "version_info": version, "resources": [listener] }).to_string()),
     ]
+}
+
+/// A listener that goes by the SNI.
+fn listener(listen: SocketAddr, chains: &[Value]) -> Value {
+    json!({
+        "@type": format!("{TYPES}.config.listener.v3.Listener"),
+        "name": "east_west",
+        "address": address(listen),
+        "listener_filters": [{
+            "name": "tls",
+            "typed_config": { "@type": format!("{TYPES}.extensions.filters.listener.tls_inspector.v3.TlsInspector") },
+        }],
+        "filter_chains": chains,
+    })
 }
 
 fn chain(name: &str) -> Value {

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use super::{CONNECTIONS, Routes, Search, System};
+use super::{CONNECT_SECONDS, CONNECTIONS, Failover, Routes, Search, System};
 use crate::ends::{End, Ends, NAME};
 
 pub(super) struct Haproxy;
@@ -64,6 +64,26 @@ impl System for Haproxy {
     default_backend service
 backend service
     server endpoint {backend} {back}
+",
+            head()
+        );
+        Ok(vec![("haproxy.cfg", text)])
+    }
+
+    fn failover(&self, _: &Path, failover: Failover) -> Result<Vec<(&'static str, String)>, String> {
+        let Failover { listen, steady, failing } = failover;
+        // A failed server is replaced at the first retry, marked down after ten failed connects, and checked each second.
+        let text = format!(
+            "{}    timeout connect {CONNECT_SECONDS}s
+    retries 3
+    option redispatch 1
+    default-server check inter 1s fall 2 rise 1 observe layer4 error-limit 10 on-error mark-down
+frontend failover
+    bind {listen}
+    default_backend service
+backend service
+    server steady {steady}
+    server failing {failing}
 ",
             head()
         );

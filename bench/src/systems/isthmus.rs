@@ -7,9 +7,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{BASELINE, CONNECTIONS, Routes, Search, System};
+use super::{BASELINE, CONNECT_SECONDS, CONNECTIONS, Failover, Routes, Search, System};
 use crate::ends::{End, Ends, NAME};
+use crate::hello::service_name;
 use crate::report::US;
+
+/// How long an endpoint may keep a call waiting, where it may hang. The other systems have no such limit for TCP.
+const FIRST_BYTE: &str = "500ms";
 
 /// A build of the gateway.
 pub(super) enum Isthmus {
@@ -70,6 +74,18 @@ impl System for Isthmus {
             head(ends.listen, &mode),
             ends.bundles.display(),
             ends.backend
+        );
+        Ok(vec![("gateway.yaml", text)])
+    }
+
+    fn failover(&self, _: &Path, failover: Failover) -> Result<Vec<(&'static str, String)>, String> {
+        let Failover { listen, steady, failing } = failover;
+        let text = format!(
+            "{}services:\n- {{ host: {}, port: {}, timeouts: {{ connect: {CONNECT_SECONDS}s, first_byte: {FIRST_BYTE} }}, \
+             endpoints: [{{ address: \"{steady}\" }}, {{ address: \"{failing}\" }}] }}\n",
+            head(listen, ""),
+            service_name(0),
+            steady.port()
         );
         Ok(vec![("gateway.yaml", text)])
     }

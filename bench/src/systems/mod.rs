@@ -43,6 +43,17 @@ impl Routes {
     }
 }
 
+/// One service with two endpoints, of which one will fail.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Failover {
+    pub(crate) listen: SocketAddr,
+    pub(crate) steady: SocketAddr,
+    pub(crate) failing: SocketAddr,
+}
+
+/// Seconds that a system waits for an endpoint to accept, where an endpoint fails.
+const CONNECT_SECONDS: u32 = 1;
+
 /// The endpoints of a service.
 #[derive(Clone, Copy, Debug)]
 struct Endpoints {
@@ -78,6 +89,16 @@ pub(crate) trait System: Sync {
     /// The same for a process that begins or ends TLS for one service; or why the system is not compared at that.
     fn ends(&self, _directory: &Path, _ends: &Ends<'_>) -> Result<Vec<(&'static str, String)>, String> {
         Err(format!("{} is not compared where TLS begins or ends in the proxy", self.name()))
+    }
+
+    /// The same for a process that moves calls from an endpoint that fails, as well as its documentation tells; or why the
+    /// system is not compared at that.
+    fn failover(
+        &self,
+        _directory: &Path,
+        _failover: Failover,
+    ) -> Result<Vec<(&'static str, String)>, String> {
+        Err(format!("{} is not compared where an endpoint fails", self.name()))
     }
 
     /// The command that runs the program in the foreground on the tables in the directory.

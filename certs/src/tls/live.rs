@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use rustls::client::Resumption;
-use rustls::pki_types::{CertificateDer, DnsName};
+use rustls::client::{ClientSessionStore as _, Resumption};
+use rustls::pki_types::{CertificateDer, DnsName, ServerName};
 use rustls::{ClientConfig, ServerConfig};
 
 use super::gate::Gated;
@@ -25,7 +25,7 @@ pub struct Server(Live<ServerConfig>);
 
 /// A TLS client that follows its trust.
 #[derive(Debug)]
-pub struct Client(Live<ClientConfig>);
+pub struct Client(Live<Resuming>);
 
 impl Server {
     /// A server that requires a client certificate of an `allowed` peer, for these protocols (ALPN).
@@ -78,7 +78,12 @@ impl Client {
 
     /// The configuration for the next handshake.
     pub fn config(&self) -> Arc<ClientConfig> {
-        self.0.config()
+        Arc::clone(&self.0.built().config.client)
+    }
+
+    /// Forgets what could be resumed in TLS 1.2 with a server whose answer to that could not be decrypted.
+    pub fn forget(&self, server: &ServerName<'static>) {
+        self.0.built().config.sessions.remove_tls12_session(server);
     }
 
     /// The DNS name that the server must have, for [`Peer::Name`]; connect to it by this name.
@@ -90,6 +95,13 @@ impl Client {
     }
 }
 
+/// A client's configuration, and the sessions that it resumes.
+#[derive(Debug)]
+struct Resuming {
+    client: Arc<ClientConfig>,
+    sessions: Arc<ClientSessions>,
+}
+
 fn server(trusted: &Trusted, judge: PeerJudge, offer: &Offer) -> Result<ServerConfig, ConfigError> {
     let lifetime = Arc::clone(&judge.lifetime);
     Ok(resuming(server_with(&trusted.identity, judge)?, lifetime, offer))
@@ -97,7 +109,10 @@ fn server(trusted: &Trusted, judge: PeerJudge, offer: &Offer) -> Result<ServerCo
 
 fn gated_server(trusted: &Trusted, judge: PeerJudge, offer: &Offer) -> Result<ServerConfig, ConfigError> {
     let lifetime = Arc::clone(&judge.lifetime);
-    Ok(resuming(server_with(&trusted.identity, Gated(judge))?, lifetime, offer))
+    let mut config = server_with(&trusted.identity, Gated(judge))?;
+    // For an alert after the handshake, which rustls has no call for.
+    config.enable_secret_extraction = true;
+    Ok(resuming(config, lifetime, offer))
 }
 
 fn resuming(mut config: ServerConfig, lifetime: Arc<Lifetime>, offer: &Offer) -> ServerConfig {
@@ -107,12 +122,12 @@ fn resuming(mut config: ServerConfig, lifetime: Arc<Lifetime>, offer: &Offer) ->
     config
 }
 
-fn client(trusted: &Trusted, judge: PeerJudge, offer: &Offer) -> Result<ClientConfig, ConfigError> {
-    let sessions = ClientSessions::new(Arc::clone(&judge.lifetime), offer.sessions);
+fn client(trusted: &Trusted, judge: PeerJudge, offer: &Offer) -> Result<Resuming, ConfigError> {
+    let sessions = Arc::new(ClientSessions::new(Arc::clone(&judge.lifetime), offer.sessions));
     let mut config = client_with(&trusted.identity, judge)?;
     config.alpn_protocols.clone_from(&offer.alpn);
-    config.resumption = Resumption::store(Arc::new(sessions));
-    Ok(config)
+    config.resumption = Resumption::store(Arc::<ClientSessions>::clone(&sessions));
+    Ok(Resuming { client: Arc::new(config), sessions })
 }
 
 type Make<C> = fn(&Trusted, PeerJudge, &Offer) -> Result<C, ConfigError>;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustls::HandshakeKind::{self, Full, Resumed};
 use rustls::SupportedProtocolVersion;
 use rustls::client::Resumption;
-use rustls::pki_types::UnixTime;
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::ServerSessionMemoryCache;
 use rustls::version::{TLS12, TLS13};
 use time::OffsetDateTime;
@@ -124,6 +124,18 @@ fn hold_tickets(pairs: &Pairs) {
         let first = kind(connect(Arc::clone(client), Arc::clone(server)));
         let second = kind(connect(Arc::clone(client), Arc::clone(server)));
         assert_eq!((first, second), (Full, Resumed));
+    }
+}
+
+/// rustls forgets it by itself only where it also keeps the bytes that arrive.
+#[test]
+fn forgotten_session_of_tls12_is_not_resumed() {
+    let scene = Scene::new();
+    let pairs = our_clients(&scene, &scene.willing_server(&TLS12));
+    hold_tickets(&pairs);
+    for (client, (config, server)) in scene.clients.iter().zip(pairs) {
+        client.forget(&ServerName::try_from("any.name.at.all").unwrap());
+        assert_eq!(kind(connect(config, server)), Full);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Keeps the record of one connection and writes it exactly once, on drop: a cancelled or panicking task still leaves
 //! its log line, its counters and one reason.
 
+mod attempted;
 mod audited;
 
 use std::net::SocketAddr;
@@ -12,13 +13,12 @@ use crate::endpoint::ServiceCounters;
 use crate::hello::{Alpn, Hello};
 use crate::identities::Identities;
 use crate::limits::Permits;
-use crate::live::{Conn, Target};
+use crate::live::Conn;
 use crate::log::{Line, rfc3339};
 use crate::metrics::add;
-use crate::pick::Step;
 use crate::reason::Reason;
 use crate::snapshot::{Endpoint, Service};
-use crate::socket::{self, Millis};
+use crate::socket;
 use crate::worker::Worker;
 
 /// One connection's record, from accept to its end.
@@ -105,76 +105,6 @@ impl Account {
         }
     }
 
-    pub(crate) fn attempt(&mut self, step: Step<'_>) {
-        self.attempts += 1;
-        self.permits.endpoint = Some(step.endpoint.state.enter());
-        self.lead_to(step, None);
-    }
-
-    fn lead_to(&self, step: Step<'_>, connected: Option<Millis>) {
-        self.conn.leads_to(Target {
-            service: Arc::clone(&step.route.service),
-            endpoint: step.endpoint.address,
-            connected,
-        });
-    }
-
-    /// Records that an endpoint has the client's first `sent` bytes.
-    pub(crate) fn connected(&mut self, step: Step<'_>, sent: usize) {
-        let service = &step.route.service;
-        step.endpoint.state.connected();
-        self.connect = Some(self.accepted.elapsed().saturating_sub(self.hello.unwrap_or_default()));
-        self.conn.bytes_in.store(sent as u64, Relaxed);
-        self.lead_to(step, Some(self.worker.live.coarse_now()));
-        if self.counters.is_none() {
-            service.state.earn_replay(&step.tables.live.upstream.replay);
-            let counters = self.worker.process.metrics.services.for_service(service);
-            add(&counters.connections, 1);
-            self.counters = Some(counters);
-        }
-    }
-
-    /// Records the end of the wait for an answer; the relay forwards these bytes first, if there are any.
-    pub(crate) fn answered(&mut self, bytes: usize) {
-        if bytes > 0 {
-            let before = self.hello.unwrap_or_default() + self.connect.unwrap_or_default();
-            self.first_byte = Some(self.accepted.elapsed().saturating_sub(before));
-            self.conn.bytes_out.store(bytes as u64, Relaxed);
-        }
-    }
-
-    /// Records a failed connect. A refusal or a timeout counts against the endpoint; a shortage on this machine does
-    /// not.
-    pub(crate) fn unreached(&self, reason: Reason, step: Step<'_>) {
-        self.worker.counters.failed(reason);
-        if !matches!(reason, Reason::ConnectRefused | Reason::ConnectTimeout) {
-            return;
-        }
-        let (service, rule) = (&step.route.service, &step.tables.live.upstream.ejection);
-        if service.failed(step.endpoint, socket::now(), rule) {
-            add(&self.worker.counters.ejections, 1);
-            tracing::warn!(conn = self.conn.id, service = %service.name(), endpoint = %step.endpoint.address, %reason, "endpoint ejected");
-        }
-    }
-
-    /// Whether the service's budget allows another replay of this client's hello.
-    pub(crate) fn may_replay(&self, step: Step<'_>) -> bool {
-        let limits = &step.tables.live.upstream.replay;
-        let may = step.route.service.state.may_replay(self.conn.client().ip(), socket::now(), limits);
-        if may {
-            self.worker.counters.failed(Reason::UpstreamRejected);
-            add(&self.worker.counters.replays, 1);
-        }
-        may
-    }
-
-    /// Records that the endpoint's rejection is forwarded to the client.
-    pub(crate) fn turned_down(&mut self, bytes: usize) {
-        self.worker.counters.failed(Reason::UpstreamRejected);
-        self.rejected = true;
-        self.answered(bytes);
-    }
-
     /// Records why the connection ended.
     pub(crate) fn close(mut self, reason: Reason) {
         self.reason = reason;
@@ -206,7 +136,8 @@ impl Account {
     fn write(&self) {
         let process = &self.worker.process;
         let rules = &process.fixed.access_log;
-        if !rules.enabled || (self.reason == Reason::NoData && !rules.no_data) {
+        let shown = [(Reason::NoData, rules.no_data), (Reason::GatewayProbe, rules.probes)];
+        if !rules.enabled || shown.contains(&(self.reason, false)) {
             return;
         }
         let endpoint = self.conn.target().map(|target| target.endpoint);

@@ -3,11 +3,15 @@
 
 use std::net::Shutdown;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::leg::Leg;
+use crate::live::Conn;
+use crate::memory::Flight;
 use crate::peek::{SCRATCH, poll_through};
 use crate::reason::{Alert, Reason};
 
@@ -53,6 +57,15 @@ pub enum Failure {
     Refused(Reason),
     /// The endpoint took the hello and rejected it before its first byte of an answer.
     Rejected(Server),
+    /// The endpoint took the hello and sent nothing for the first-byte timeout.
+    Silent,
+    /// Another cluster's gateway, which ends the TLS, has reached no endpoint: none of these bytes of the application was
+    /// delivered.
+    Undelivered(Flight),
+    /// The endpoint failed after bytes of the application that it may have delivered.
+    Lost(Reason),
+    /// The service or the endpoint has as many connections as it may: `limit_pending`, `limit_endpoint`.
+    Limited(Reason),
     /// The client disconnected meanwhile.
     ClientGone,
 }
@@ -104,6 +117,18 @@ pub(crate) async fn answer(
             Err(Failure::Rejected(server))
         }
     }
+}
+
+/// Waits for an answer within the first-byte timeout, if there is one; `None` once it has passed. The table of live
+/// connections does not end the connection meanwhile: it can still move.
+pub(crate) async fn in_time<T>(
+    limit: Option<Duration>,
+    conn: &Conn,
+    answer: impl Future<Output = T>,
+) -> Option<T> {
+    let Some(limit) = limit else { return Some(answer.await) };
+    let _timed_here = conn.time_first_byte();
+    timeout(limit, answer).await.ok()
 }
 
 enum Event {

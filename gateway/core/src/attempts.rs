@@ -1,29 +1,34 @@
-//! Tracks the attempts of one connection and decides what follows a failed one: the next endpoint, this server's
-//! answer forwarded as it is, or a refusal.
+//! Tracks the attempts of one connection: which endpoint is next, and with which bytes. [`after`] decides what follows a
+//! failed one.
+
+mod after;
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::account::Account;
-use crate::answer::{Failure, Reply, Server};
-use crate::connect::{Attempt, patience};
-use crate::demotion::Demotion;
+use crate::breakers::UnderWay;
+use crate::connect::{Attempt, Earlier};
+use crate::dial::patience;
 use crate::endpoint::EndpointState;
 use crate::hello::Hello;
 use crate::leg::{Leg, Speaks};
 use crate::memory::Flight;
-use crate::metrics::add;
 use crate::originate::Upstream;
 use crate::pick::{Choice, Step, pick};
 use crate::proxy::{self, ClientTls};
 use crate::reason::Reason;
 use crate::route::Route;
 use crate::session::Session;
-use crate::snapshot::Service;
-use crate::socket::{self, Millis};
+use crate::snapshot::{Endpoint, Service, Snapshot};
+use crate::socket;
+use crate::trial::trial;
+use crate::untried::pick_in_untried_priority;
 use crate::worker::Worker;
+
+pub(crate) use after::AfterFailure;
 
 /// The attempts made for one connection.
 #[derive(Debug)]
@@ -35,21 +40,16 @@ pub(crate) struct Attempts {
     /// Its turn in round robin, once taken.
     turn: Option<usize>,
     tried: Vec<SocketAddr>,
+    /// Other gateways of clusters through which an attempt has failed.
+    same_cluster: Vec<SocketAddr>,
     /// Endpoints that rejected the hello; it counts against them only if another endpoint answers the same hello.
     doubted: Vec<Arc<EndpointState>>,
     failed: Option<Reason>,
+    /// A second endpoint was tried beside a slow one.
+    hedged: bool,
+    /// The attempt under way counts against the service's budget.
+    retry: Option<UnderWay>,
     since: Instant,
-}
-
-/// What follows a failed attempt.
-#[derive(Debug)]
-pub(crate) enum AfterFailure {
-    /// Another endpoint gets the same hello.
-    TryAnother,
-    /// The client gets this server's answer.
-    Forward(Server),
-    /// The client is refused.
-    GiveUp(Reason),
 }
 
 impl Attempts {
@@ -60,8 +60,11 @@ impl Attempts {
             source,
             turn: None,
             tried: Vec::new(),
+            same_cluster: Vec::new(),
             doubted: Vec::new(),
             failed: None,
+            hedged: false,
+            retry: None,
             since: Instant::now(),
         }
     }
@@ -76,23 +79,60 @@ impl Attempts {
         self.turn.get_or_insert_with(|| service.state.next_turn());
     }
 
-    pub(crate) fn choice<'a>(
-        &'a self,
-        route: &'a Route,
-        account: &'a Account,
+    /// Returns the endpoint of the next attempt: picked from all for as many attempts as the settings allow, then from
+    /// each priority that has a healthy endpoint and got no attempt.
+    pub(crate) fn next<'t>(
+        &self,
+        route: &'t Route,
+        tables: &Snapshot,
+        account: &Account,
         worker: &Worker,
-    ) -> Choice<'a> {
-        let now = socket::now();
-        Choice {
+    ) -> Option<&'t Endpoint> {
+        self.following(&self.tried, (route, tables), account, worker)
+    }
+
+    fn following<'t>(
+        &self,
+        tried: &[SocketAddr],
+        (route, tables): (&'t Route, &Snapshot),
+        account: &Account,
+        worker: &Worker,
+    ) -> Option<&'t Endpoint> {
+        let (service, now) = (&route.service, socket::now());
+        let random = &mut fastrand::Rng::new();
+        let choice = Choice {
             instance: route.instance.as_ref(),
             side: route.side,
-            tried: &self.tried,
+            tried,
             source: self.source,
             identity: account.identities.caller(),
             turn: self.turn.unwrap_or_default(),
             off: worker.process.families.off(now),
             now,
+        };
+        if tried.is_empty() {
+            return trial(service, &choice).or_else(|| pick(service, &choice, random));
         }
+        if self.time_left(service).is_zero() {
+            return None;
+        }
+        let attempts = tried.len();
+        let mut from = |tried: &[SocketAddr]| {
+            let choice = Choice { tried, ..choice };
+            if attempts < tables.live.upstream.attempts as usize {
+                pick(service, &choice, random)
+            } else {
+                pick_in_untried_priority(service, &choice, random)
+            }
+        };
+        let elsewhere = (!self.same_cluster.is_empty()).then(|| [tried, &self.same_cluster].concat());
+        let healthy = |endpoint: &&Endpoint| endpoint.state.healthy(now);
+        elsewhere.and_then(|tried| from(&tried)).filter(healthy).or_else(|| from(tried))
+    }
+
+    /// Prefers endpoints elsewhere: the other gateways of a cluster lead to the same endpoints.
+    fn avoid_cluster_of(&mut self, step: Step<'_>) {
+        self.same_cluster.extend(gateways_beside(step));
     }
 
     /// Whether no endpoint has been tried.
@@ -102,38 +142,55 @@ impl Attempts {
 
     /// Returns why there is no endpoint: the failure of the last one, if any was tried; otherwise that this caller may
     /// use none, if so.
-    pub(crate) fn none_left(&self, service: &Service, refusal: Option<Reason>) -> Reason {
+    pub(crate) fn none_left(&self, route: &Route, refusal: Option<Reason>) -> Reason {
+        let service = &route.service;
+        let serves = |endpoint: &&Endpoint| endpoint.weight > 0 && endpoint.takes(route.side);
         match self.failed.or(refusal) {
             Some(reason) => reason,
             None if service.endpoints.is_empty() && service.leads_back => Reason::Loop,
+            None if service.endpoints.iter().filter(serves).any(|one| !service.has_room(one)) => {
+                Reason::LimitEndpoint
+            }
             None => Reason::NoEndpoint,
         }
     }
 
     /// Prepares the next attempt. Under memory pressure the hello is dropped once sent and cannot be replayed.
-    pub(crate) fn start<'a>(
+    pub(crate) fn start<'t, 'a>(
         &'a self,
-        step: Step<'a>,
+        step: Step<'t>,
         tls: Option<Upstream>,
         client: &Leg,
         account: &Account,
         worker: &Worker,
-    ) -> Attempt<'a> {
-        let limits = &step.route.service.rules.timeouts;
+    ) -> Attempt<'t, 'a> {
+        let service = &step.route.service;
         let scarce = worker.process.limits.hellos.is_scarce(step.tables.live.limits.hello_memory);
         let is_passthrough = matches!(client.speaks, Speaks::Passthrough);
         let first = self.flight.bytes();
         let wire = self.wire(step, if tls.is_some() { &[] } else { first }, client, account);
+        let patience = patience(step.endpoint, service.rules.timeouts.connect).min(self.time_left(service));
         Attempt {
+            attempts: self,
             step,
-            sent: if is_passthrough { wire.len() } else { first.len() },
+            sent: match tls {
+                Some(_) => 0,
+                None if is_passthrough => wire.len(),
+                None => first.len(),
+            },
             wire,
             tls: tls.map(|tls| (tls, first)),
-            patience: patience(step.endpoint, limits.connect)
-                .min(limits.connect_total.saturating_sub(self.since.elapsed())),
+            patience,
+            hedge_after: self.hedge_after(service).filter(|after| *after < patience),
             leg: if is_passthrough { Leg::passthrough } else { Leg::plaintext },
             may_move: is_passthrough && self.replayable && !scarce,
         }
+    }
+
+    /// Returns when a second endpoint may be tried, once for each connection. A server without TLS may count a connection
+    /// that ends without a byte as a failed login, and block the gateway for it.
+    fn hedge_after(&self, service: &Service) -> Option<Duration> {
+        if self.hedged || service.ends_tls() { None } else { service.state.connects.time.hedge_after() }
     }
 
     /// Returns the first bytes for an endpoint: the client's, behind a PROXY header if the service asks for one.
@@ -152,99 +209,26 @@ impl Attempts {
         wire.extend_from_slice(first);
         Cow::Owned(wire)
     }
+}
 
-    /// Decides what follows a failure.
-    pub(crate) fn after(
-        &mut self,
-        failure: Failure,
-        step: Step<'_>,
-        account: &mut Account,
-        worker: &Worker,
-    ) -> AfterFailure {
-        self.tried.push(step.endpoint.address);
-        match failure {
-            Failure::ClientGone => AfterFailure::GiveUp(Reason::ClientGone),
-            Failure::Unreached(reason) => {
-                account.unreached(reason, step);
-                self.failed = Some(reason);
-                match reason {
-                    Reason::LocalResources => return AfterFailure::GiveUp(reason),
-                    Reason::Loop => {}
-                    _ => demote(step, reason, worker, Demotion::unreached),
-                }
-                self.another_or(reason, step, (account, worker))
-            }
-            Failure::Refused(reason) => {
-                self.failed = Some(reason);
-                worker.counters.failed(reason);
-                self.another_or(reason, step, (account, worker))
-            }
-            Failure::Rejected(server) => {
-                self.failed = Some(Reason::UpstreamRejected);
-                if step.route.service.own_name().is_some() {
-                    self.turned_away(step, worker);
-                } else {
-                    self.doubted.push(Arc::clone(&step.endpoint.state));
-                }
-                if self.another_is_left(step, account, worker) && account.may_replay(step) {
-                    AfterFailure::TryAnother
-                } else {
-                    account.turned_down(server.said.length());
-                    AfterFailure::Forward(server)
-                }
-            }
-        }
+impl Earlier for Attempts {
+    fn beside<'t>(&self, slow: Step<'t>, account: &Account, worker: &Worker) -> Option<&'t Endpoint> {
+        let tried = [&self.tried[..], &[slow.endpoint.address]].concat();
+        // Where a cluster's link is cut, none of its gateways is reached.
+        let elsewhere = [&tried[..], &gateways_beside(slow)].concat();
+        let from = |tried: &[SocketAddr]| self.following(tried, (slow.route, slow.tables), account, worker);
+        let beside = from(&elsewhere).or_else(|| from(&tried));
+        beside.filter(|endpoint| endpoint.state.healthy(socket::now()))
     }
 
-    /// Records that an endpoint has the hello, and perhaps answered it.
-    pub(crate) fn reached(&mut self, server: &Server, step: Step<'_>, worker: &Worker) {
-        if !matches!(server.said, Reply::Bytes(_)) {
-            return;
-        }
-        for doubted in std::mem::take(&mut self.doubted) {
-            let endpoints = &step.route.service.endpoints;
-            if let Some(endpoint) = endpoints.iter().find(|endpoint| Arc::ptr_eq(&endpoint.state, &doubted)) {
-                self.turned_away(Step { endpoint, ..step }, worker);
-            }
-        }
-    }
-
-    fn turned_away(&self, step: Step<'_>, worker: &Worker) {
-        demote(step, Reason::UpstreamRejected, worker, |demotion, now, length| {
-            demotion.turned_away(self.source, now, length)
-        });
-    }
-
-    fn another_or(&self, reason: Reason, step: Step<'_>, on: (&Account, &Worker)) -> AfterFailure {
-        let is_left = self.another_is_left(step, on.0, on.1);
-        if is_left { AfterFailure::TryAnother } else { AfterFailure::GiveUp(reason) }
-    }
-
-    fn another_is_left(&self, step: Step<'_>, account: &Account, worker: &Worker) -> bool {
-        let service = &step.route.service;
-        self.tried.len() < step.tables.live.upstream.attempts as usize
-            && self.since.elapsed() < service.rules.timeouts.connect_total
-            && pick(service, &self.choice(step.route, account, worker), &mut fastrand::Rng::new()).is_some()
+    fn time_left(&self, service: &Service) -> Duration {
+        service.rules.timeouts.connect_total.saturating_sub(self.since.elapsed())
     }
 }
 
-/// Demotes an endpoint and queues it for the gateway's own hello. A service's only endpoint is not demoted.
-fn demote(
-    step: Step<'_>,
-    reason: Reason,
-    worker: &Worker,
-    note: impl FnOnce(&Demotion, Millis, Millis) -> bool,
-) {
-    let (service, endpoint) = (&step.route.service, step.endpoint);
-    let has_others = service.endpoints.len() > 1;
-    let Some(length) = step.tables.live.upstream.demotion.filter(|_| has_others) else { return };
-    let (now, length) = (socket::now(), length.as_millis().try_into().unwrap_or(Millis::MAX));
-    if note(endpoint.state.demotion(), now, length) {
-        add(&worker.counters.demotions, 1);
-        tracing::warn!(service = %service.name(), endpoint = %endpoint.address, %reason, "endpoint demoted; trying it last for a while");
-    }
-    // An endpoint without TLS would take a ClientHello for garbage, and may count it as an error.
-    if !service.ends_tls() {
-        worker.process.suspects.check(service, endpoint, now, &worker.process.metrics);
-    }
+/// Returns the addresses of the cluster's gateways, where the endpoint is one of them.
+fn gateways_beside(step: Step<'_>) -> Vec<SocketAddr> {
+    let Some(cluster) = step.endpoint.cluster() else { return Vec::new() };
+    let alike = step.route.service.endpoints.iter().filter(|one| one.cluster() == Some(cluster));
+    alike.map(|endpoint| endpoint.address).collect()
 }

@@ -15,6 +15,8 @@ use crate::turn::{Ticket, Turns};
 pub(crate) struct Bulk {
     ticket: Option<Ticket>,
     turn: Turn,
+    /// Bytes of this turn.
+    load: usize,
     /// Bytes since the source last ran dry.
     pub(crate) burst: usize,
 }
@@ -60,13 +62,21 @@ impl Bulk {
 
     /// Records a load of this many bytes.
     pub(crate) fn spend(&mut self, bytes: usize) {
-        self.turn = Turn::Spent;
+        (self.turn, self.load) = (Turn::Spent, 0);
         self.burst += bytes;
     }
 
-    /// Leaves the queue, or returns the turn unused.
+    /// Records a part of a load; the turn is over once the load has `whole` bytes.
+    pub(crate) fn spend_part(&mut self, bytes: usize, whole: usize) {
+        self.load += bytes;
+        if self.load >= whole {
+            self.spend(self.load);
+        }
+    }
+
+    /// Leaves the queue, or returns the rest of the turn.
     pub(crate) fn step_back(&mut self) {
-        (self.ticket, self.turn) = (None, Turn::Fresh);
+        (self.ticket, self.turn, self.load) = (None, Turn::Fresh, 0);
     }
 }
 

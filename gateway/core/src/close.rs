@@ -10,6 +10,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::last_alert::last_record;
 use crate::leg::{Leg, Speaks};
 use crate::peek::{SCRATCH, poll_through};
 use crate::reason::Alert;
@@ -18,23 +19,40 @@ use crate::socket;
 
 /// Time and bytes for a refused client that is still sending, so that its alert arrives.
 const REFUSAL_PATIENCE: Duration = Duration::from_millis(500);
-const REFUSAL_BYTES: usize = 64 * 1024;
+/// More than a gateway that originates holds for another endpoint.
+const REFUSAL_BYTES: usize = 128 * 1024;
 /// Time for both sides to close a connection that the gateway closes.
 const ORDERLY_PATIENCE: Duration = Duration::from_secs(1);
 /// Interval between checks whether a peer has acknowledged everything.
 const RESET_POLL: Duration = Duration::from_millis(10);
 
 /// Sends the alert and closes so that it arrives: closing a socket with unread bytes sends a reset that overtakes the
-/// alert (it was lost 40 of 40 times). A TLS session of the gateway's own has sent its alert already.
+/// alert (it was lost 40 of 40 times). A TLS session of the gateway's own has sent its alert already, unless its handshake
+/// was complete.
 pub(crate) async fn refuse(client: Leg, alert: Option<Alert>) {
     let Leg { mut stream, speaks } = client;
-    if let Some(alert) = alert.filter(|_| matches!(speaks, Speaks::Passthrough)) {
-        let record = [21, 3, 3, 0, 2, 2, alert as u8];
-        if send(&stream, &record, SendFlags::NOSIGNAL).is_err() {
-            return;
+    let record = match (speaks, alert) {
+        (Speaks::Passthrough, Some(alert)) => vec![21, 3, 3, 0, 2, 2, alert as u8],
+        (Speaks::Tls(session), Some(alert)) if session.is_established() => {
+            match last_record_of(session, alert, &stream).await {
+                Some(record) => record,
+                None => return socket::reset_on_close(&stream),
+            }
         }
+        _ => Vec::new(),
+    };
+    if !record.is_empty() && send(&stream, &record, SendFlags::NOSIGNAL) != Ok(record.len()) {
+        return;
     }
     finish(&mut stream, REFUSAL_PATIENCE, REFUSAL_BYTES).await;
+}
+
+/// Returns the record with the alert, once what was encrypted before it has been sent.
+async fn last_record_of(mut session: Box<Session>, alert: Alert, stream: &TcpStream) -> Option<Vec<u8>> {
+    let flush = std::future::poll_fn(|cx| session.poll_flush(cx, stream, || {}));
+    timeout(REFUSAL_PATIENCE, flush).await.ok()?.ok()?;
+    let (suite, secrets) = session.into_secrets()?;
+    last_record(suite, secrets, alert)
 }
 
 /// Resets both sides at once.

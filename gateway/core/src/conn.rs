@@ -17,8 +17,9 @@ use crate::connect::connect;
 use crate::endpoint::Counted;
 use crate::leg::{Leg, Speaks};
 use crate::memory::Flight;
+use crate::metrics::add;
 use crate::peek::{Peeked, Rules, peek};
-use crate::pick::{Step, pick};
+use crate::pick::Step;
 use crate::reason::Reason;
 use crate::relay::{End, Side, relay};
 use crate::route::{Query, route};
@@ -51,11 +52,12 @@ async fn farewell(client: Leg, server: Option<Leg>, reason: Reason, worker: &Wor
             | Reason::HalfCloseTimeout
             | Reason::FirstByteTimeout
             | Reason::MaxDuration
+            | Reason::EndpointUnhealthy
             | Reason::Drained,
             server,
         ) => close::in_order(client, server).await,
         (_, Some(_)) => {} // the relay has closed both sides
-        (_, None) if client.is_refused_by_reset() => close::at_once(client, None),
+        (reason, None) if client.is_refused_by_reset(reason.alert()) => close::at_once(client, None),
         (reason, None) => {
             if let Some(_permit) = worker.process.limits.may_linger() {
                 close::refuse(client, reason.alert()).await;
@@ -82,6 +84,14 @@ async fn story(client: &mut Leg, server: &mut Option<Leg>, account: &mut Account
     }
     let is_unanswered = account.conn.bytes_out.load(Relaxed) == 0;
     let refusal = server.refusal(matches!(end, End::Reset(_))).filter(|_| is_unanswered);
+    let is_lost = match end {
+        End::Closed(Side::Server) => refusal.is_some(),
+        End::Reset(side) => side == Side::Server,
+        End::Closed(Side::Client) => false,
+    };
+    if is_lost && !account.rejected {
+        add(&worker.counters.lost, 1);
+    }
     match end {
         // Which side closes first after a refusal is chance.
         _ if account.rejected => Reason::UpstreamRejected,
@@ -116,22 +126,22 @@ async fn begin(client: &mut Leg, account: &mut Account, worker: &Worker) -> Resu
             continue;
         }
         attempts.take_turn(&route.service);
-        let choice = attempts.choice(&route, account, worker);
-        let Some(endpoint) = pick(&route.service, &choice, &mut fastrand::Rng::new()) else {
+        let Some(endpoint) = attempts.next(&route, &tables, account, worker) else {
             let refusal = attempts.are_none().then(|| access::refusal_of_all(&route, account));
-            return Err(attempts.none_left(&route.service, refusal.flatten()));
+            return Err(attempts.none_left(&route, refusal.flatten()));
         };
         if tls.is_none() {
             access::passed(endpoint, account);
         }
         let step = Step { route: &route, endpoint, tables: &tables };
         let attempt = attempts.start(step, tls, client, account, worker);
-        match connect(attempt, &client.stream, account, worker).await {
+        let (tried, reached) = connect(attempt, &client.stream, account, worker).await;
+        match reached {
             Ok(server) => {
-                attempts.reached(&server, step, worker);
+                attempts.reached(&server, tried, account, worker);
                 return Ok(server);
             }
-            Err(failure) => match attempts.after(failure, step, account, worker) {
+            Err(failure) => match attempts.after(failure, tried, account, worker) {
                 AfterFailure::TryAnother => {}
                 AfterFailure::Forward(server) => return Ok(server),
                 AfterFailure::GiveUp(reason) => return Err(reason),

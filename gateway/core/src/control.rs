@@ -5,6 +5,7 @@
 mod answers;
 mod certificates;
 mod following;
+mod restart;
 mod retired;
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -12,15 +13,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_model::{HostName, HostPattern};
+use isthmus_report::Report;
 use isthmus_store::Health;
 use isthmus_trust::enrolment::Renewal;
 use tokio::sync::{Notify, watch};
 
 pub use self::answers::{Answer, Answers};
 pub use self::following::{Following, Probed, Unreached};
+use self::restart::needs_restart;
 use self::retired::Retired;
 use crate::config::settings::{Fixed, Live, Service, Settings};
 use crate::drain::Phase;
+use crate::gateways::{Found, Gateways};
 use crate::issued::Wanted;
 use crate::snapshot::{CompilerState, LearnedBindings, Resolved, SnapshotBuilder};
 use crate::socket;
@@ -45,6 +49,12 @@ pub struct Control {
     pub answers: Answers,
     /// The identities that need a certificate of the agent.
     pub wanted: watch::Sender<Wanted>,
+    /// The gateway addresses of other clusters that endpoints have.
+    pub(crate) gateways: Arc<Gateways>,
+    /// What probes of these found.
+    pub matrix: Found,
+    /// The report for the agent, if one is configured.
+    pub(crate) report: watch::Sender<Arc<Report>>,
     /// Connection state of the agent, if one is configured.
     pub following: watch::Sender<Following>,
     /// Health of the slice store, if one is configured.
@@ -100,6 +110,9 @@ impl Control {
             names: watch::Sender::new(names),
             wanted: watch::Sender::new(certificates::wanted(&tables, &state)),
             answers,
+            gateways: state.gateways(),
+            matrix: Found::default(),
+            report: watch::Sender::default(),
             process,
             workers,
             phase: watch::Sender::new(Phase::Serving),
@@ -247,7 +260,7 @@ impl Control {
         if !next.is_news() {
             return false;
         }
-        let rebuilt = next.rebuilt();
+        let (rebuilt, probed) = (next.rebuilt(), next.take_probed());
         let after = next.done();
         tracing::info!(epoch = after.epoch, services = after.len(), rebuilt, took = ?started.elapsed(), "tables swapped");
         self.status().changed = SystemTime::now();
@@ -256,6 +269,7 @@ impl Control {
         if !Arc::ptr_eq(&retired.bindings, &after.bindings) {
             self.process.binding_sockets.want(&self.process.fixed.binds, &after.bindings);
         }
+        self.process.health.probe(probed);
         self.retired.push(retired, rebuilt);
         true
     }
@@ -366,35 +380,6 @@ impl Control {
     pub fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
     }
-}
-
-/// Returns the changed keys that need a restart, as written in the file.
-fn needs_restart(running: &Fixed, edit: &Fixed) -> Option<String> {
-    let differs = [
-        ("node", running.node != edit.node),
-        ("workers", running.workers != edit.workers),
-        (
-            "listeners[].name, address, ports, virtual_addresses, ipv6_only or backlog, or original_destination: tproxy",
-            running.binds != edit.binds,
-        ),
-        (
-            "listeners[]: the first that needs bindings or callers of the agent",
-            edit.follows_bindings && !running.follows_bindings,
-        ),
-        ("admin.address", running.admin != edit.admin),
-        ("metrics.address", running.metrics != edit.metrics),
-        ("metrics.services", running.service_metrics != edit.service_metrics),
-        ("health.address", running.health != edit.health),
-        ("relay", running.relay != edit.relay),
-        ("tcp", running.tcp != edit.tcp),
-        ("access_log", running.access_log != edit.access_log),
-        ("audit_log", running.audit_log != edit.audit_log),
-        ("trust", running.trust != edit.trust),
-        ("xds", running.xds != edit.xds),
-        ("dns", running.dns != edit.dns),
-    ];
-    let keys: Vec<_> = differs.iter().filter(|(_, differs)| *differs).map(|(key, _)| *key).collect();
-    (!keys.is_empty()).then(|| keys.join(", "))
 }
 
 #[cfg(test)]

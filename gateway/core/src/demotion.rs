@@ -1,6 +1,6 @@
 //! Demotes endpoints for a while: those that rejected a client's hello, could not be reached, or do not answer the
 //! gateway's own hello. Demotion changes the order and never excludes, so that no client can take an endpoint from
-//! others. Ejection is in `endpoint`; the gateway's own hello is in `hello_check`.
+//! others. Ejection is in `endpoint`; the gateway's own hello is in `prober`.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -13,7 +13,7 @@ const TRUSTED_MS: Millis = 10_000;
 /// Minimum pause between two series of the gateway's own hellos.
 const REST_MS: Millis = 1_000;
 
-/// The result of one hello of the gateway itself.
+/// The result of one probe: of a hello of the gateway itself, a request, or a connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Outcome {
@@ -29,19 +29,25 @@ pub enum Outcome {
     Silent,
     /// It could not be connected to.
     Unreached,
-    /// This machine could not send the hello.
+    /// The gateway of another cluster has no endpoint of this service, or does not know it.
+    NotServed,
+    /// It answered a request with a status that is not from 200 to 399, or not in HTTP.
+    BadStatus,
+    /// This machine could not ask it.
     Unasked,
 }
 
 impl Outcome {
     /// Every outcome, in the order of their discriminants.
-    pub const ALL: [Outcome; 7] = [
+    pub const ALL: [Outcome; 9] = [
         Outcome::Answered,
         Outcome::Alerted,
         Outcome::Closed,
         Outcome::Reset,
         Outcome::Silent,
         Outcome::Unreached,
+        Outcome::NotServed,
+        Outcome::BadStatus,
         Outcome::Unasked,
     ];
 
@@ -55,6 +61,8 @@ impl Outcome {
             Outcome::Reset => "reset",
             Outcome::Silent => "silent",
             Outcome::Unreached => "unreached",
+            Outcome::NotServed => "not_served",
+            Outcome::BadStatus => "bad_status",
             Outcome::Unasked => "not_asked",
         }
     }
@@ -62,7 +70,7 @@ impl Outcome {
     /// Whether it counts against the endpoint.
     #[must_use]
     pub const fn is_failure(self) -> bool {
-        matches!(self, Outcome::Closed | Outcome::Reset | Outcome::Silent | Outcome::Unreached)
+        !matches!(self, Outcome::Answered | Outcome::Alerted | Outcome::Unasked)
     }
 }
 
@@ -161,9 +169,12 @@ impl Demotion {
                 0
             }
             Outcome::Alerted | Outcome::Unasked => self.failures.load(Relaxed),
-            Outcome::Closed | Outcome::Reset | Outcome::Silent | Outcome::Unreached => {
-                self.failures.fetch_add(1, Relaxed).saturating_add(1)
-            }
+            Outcome::Closed
+            | Outcome::Reset
+            | Outcome::Silent
+            | Outcome::Unreached
+            | Outcome::NotServed
+            | Outcome::BadStatus => self.failures.fetch_add(1, Relaxed).saturating_add(1),
         }
     }
 

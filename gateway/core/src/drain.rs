@@ -56,8 +56,8 @@ pub(crate) async fn close(live: Arc<Live>, mut phase: watch::Receiver<Phase>) {
     };
     // An orderly close takes up to a second, so the last one begins that long before the end.
     let spread = window.saturating_sub((window / 2).min(Duration::from_secs(1)));
-    let mut idle = Share::new(Duration::ZERO, spread / 4);
-    let mut busy = Share::new(spread / 4, spread);
+    let mut idle = Share::new(Duration::ZERO, spread / 4, Reason::Drained);
+    let mut busy = Share::new(spread / 4, spread, Reason::Drained);
     let mut tick = tokio::time::interval(TICK);
     loop {
         tokio::select! {
@@ -75,24 +75,26 @@ pub(crate) async fn close(live: Arc<Live>, mut phase: watch::Receiver<Phase>) {
     }
 }
 
-/// A part of the window, and the number of connections asked to close in it.
-struct Share {
+/// A part of a window, and the number of connections asked to close in it.
+#[derive(Debug)]
+pub(crate) struct Share {
     from: Duration,
     until: Duration,
+    reason: Reason,
     asked: usize,
 }
 
 impl Share {
-    fn new(from: Duration, until: Duration) -> Share {
-        Share { from, until, asked: 0 }
+    pub(crate) fn new(from: Duration, until: Duration, reason: Reason) -> Share {
+        Share { from, until, reason, asked: 0 }
     }
 
     /// Asks as many of `open` to close as are due by now.
-    fn close(&mut self, open: &[Arc<Conn>], elapsed: Duration) {
+    pub(crate) fn close(&mut self, open: &[Arc<Conn>], elapsed: Duration) {
         let (elapsed, length) = (elapsed.saturating_sub(self.from), self.until.saturating_sub(self.from));
         let due = due(self.asked + open.len(), elapsed, length).saturating_sub(self.asked);
         for conn in open.iter().take(due) {
-            conn.end(Reason::Drained);
+            conn.end(self.reason);
             self.asked += 1;
         }
     }

@@ -1,15 +1,22 @@
-//! Keeps the state of services and endpoints across table swaps: open connections, connect failures, the replay
-//! budget. Only the gateway's own observations affect health: refused or timed-out connects, and the result of its own
-//! hello. What a client sent may change the order for a while (`demotion`), never health.
+//! Keeps the state of services and endpoints across table swaps: open connections, health, the replay budget. Only the
+//! gateway's own observations affect health: refused or timed-out connects, and its own probes. What a client sent may
+//! change the order for a while (`demotion`), never health.
+
+mod health;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
-use crate::config::settings::{Ejection, Replay};
+use crate::config::settings::Replay;
+use crate::connect_time::Connects;
 use crate::demotion::{Demotion, Outcome};
+use crate::gateways::GatewayState;
 use crate::socket::Millis;
+
+pub(crate) use health::{Cause, EndpointHealth};
 
 /// State of a service; it outlives the snapshot that created it.
 #[derive(Debug, Default)]
@@ -20,8 +27,12 @@ pub struct ServiceState {
     cursor: AtomicU32,
     /// Counters with this service's label, from its first connection on.
     pub(crate) counters: OnceLock<Arc<ServiceCounters>>,
+    /// Connects and retries that are under way.
+    pub(crate) connects: Connects,
     /// Allocated on first use: most of 100 000 services never replay a hello.
     replays: OnceLock<Box<Mutex<Budget>>>,
+    /// When a connection may try an ejected endpoint; 0 while none is ejected.
+    next_trial: AtomicU64,
 }
 
 impl ServiceState {
@@ -44,6 +55,17 @@ impl ServiceState {
     /// Counts a connection, unless `limit` are open already.
     pub(crate) fn admit(self: &Arc<Self>, limit: Option<u32>) -> Option<Counted<ServiceState>> {
         Counted::below(self, limit.unwrap_or(u32::MAX))
+    }
+
+    /// Whether a connection may try an ejected endpoint.
+    pub(crate) fn is_trial_due(&self, now: Millis) -> bool {
+        let due = self.next_trial.load(Relaxed);
+        due != 0 && due <= now
+    }
+
+    /// Sets when to look for the next trial; none if no endpoint is ejected.
+    pub(crate) fn set_next_trial(&self, due: Option<Millis>) {
+        self.next_trial.store(due.map_or(0, |due| due.max(1)), Relaxed);
     }
 
     /// Takes a replay for `source` from the budget; false if there is none.
@@ -86,14 +108,21 @@ impl ServiceCounters {
 #[derive(Debug, Default)]
 pub struct EndpointState {
     active: AtomicU32,
-    failures: AtomicU32,
-    ejections: AtomicU32,
-    ejected_until: AtomicU64,
+    /// The prober is asking it.
+    is_asked: AtomicBool,
+    pub(crate) health: EndpointHealth,
     /// Allocated on first use: most endpoints are never demoted.
     demotion: OnceLock<Box<Demotion>>,
+    /// Of an address of another cluster's gateway.
+    gateway: OnceLock<Arc<GatewayState>>,
 }
 
 impl EndpointState {
+    /// The state of an endpoint that joined a running service.
+    pub(crate) fn joining(now: Millis, slow_start: Option<Duration>) -> EndpointState {
+        EndpointState { health: EndpointHealth::joining(now, slow_start), ..EndpointState::default() }
+    }
+
     /// Connections at once.
     #[must_use]
     pub fn active(&self) -> u32 {
@@ -103,13 +132,32 @@ impl EndpointState {
     /// Connect failures since the last success.
     #[must_use]
     pub fn failures(&self) -> u32 {
-        self.failures.load(Relaxed)
+        self.health.failures()
     }
 
-    /// Whether it is not ejected.
+    /// Whether it takes new connections: it is neither ejected nor has it failed its probes, nor is it, as another
+    /// cluster's gateway, down by the matrix.
     #[must_use]
     pub fn healthy(&self, now: Millis) -> bool {
-        self.ejected_until.load(Relaxed) <= now
+        self.health.is_healthy(now) && !self.is_gateway_down()
+    }
+
+    /// Whether it is an address of another cluster's gateway that does not answer probes.
+    #[must_use]
+    pub fn is_gateway_down(&self) -> bool {
+        self.gateway.get().is_some_and(|gateway| gateway.is_down())
+    }
+
+    /// Makes it follow the state of a gateway address.
+    pub(crate) fn follow_gateway(&self, gateway: impl FnOnce() -> Arc<GatewayState>) {
+        self.gateway.get_or_init(gateway);
+    }
+
+    /// Returns the per cent of its share that it gets: less than 100 for a while after it has returned or joined, where
+    /// the service has `slow_start`.
+    #[must_use]
+    pub fn ramp(&self, now: Millis) -> u8 {
+        self.health.ramp(now)
     }
 
     /// Whether it is demoted for this source.
@@ -134,42 +182,13 @@ impl EndpointState {
         self.demotion.get_or_init(Box::default)
     }
 
-    pub(crate) fn enter(self: &Arc<Self>) -> Counted<EndpointState> {
-        Counted::one(self)
+    /// Begins a probe; false while another one is under way.
+    pub(crate) fn begin_probe(&self) -> bool {
+        !self.is_asked.swap(true, Relaxed)
     }
 
-    pub(crate) fn connected(&self) {
-        if self.failures.load(Relaxed) != 0 {
-            self.failures.store(0, Relaxed);
-        }
-    }
-
-    /// Records a refused or timed-out connect; true if that ejects the endpoint.
-    pub(crate) fn failed(&self, now: Millis, rule: &Ejection, may_eject: bool) -> bool {
-        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
-        let is_due = failures >= rule.failures && may_eject && self.eject(now, rule);
-        if is_due {
-            self.failures.store(0, Relaxed);
-        }
-        is_due
-    }
-
-    /// Ejects the endpoint for a while; false if it is ejected already.
-    pub(crate) fn eject(&self, now: Millis, rule: &Ejection) -> bool {
-        if rule.failures == 0 || !self.healthy(now) {
-            return false;
-        }
-        let times = self.ejections.fetch_add(1, Relaxed).saturating_add(1);
-        let length = rule.base.saturating_mul(times).min(rule.max);
-        self.ejected_until
-            .store(now.saturating_add(length.as_millis().try_into().unwrap_or(u64::MAX)), Relaxed);
-        true
-    }
-
-    /// Ends an ejection because the endpoint answers again.
-    pub(crate) fn readmit(&self) {
-        self.failures.store(0, Relaxed);
-        self.ejected_until.store(0, Relaxed);
+    pub(crate) fn end_probe(&self) {
+        self.is_asked.store(false, Relaxed);
     }
 }
 
@@ -231,6 +250,8 @@ struct Budget {
 }
 
 const WINDOW_MS: Millis = 10_000;
+/// Replays that each window brings, whatever the traffic and within the burst.
+const LEAST_REPLAYS: f64 = 3.0;
 /// Maximum sources in one window; further ones wait for the next window.
 const MAX_SOURCES: usize = 1024;
 
@@ -247,7 +268,7 @@ impl Budget {
         if now.saturating_sub(self.window) >= WINDOW_MS {
             self.window = now;
             self.used.clear();
-            self.earn(f64::from(limits.burst) / 2.0, limits);
+            self.earn((f64::from(limits.burst) / 2.0).max(LEAST_REPLAYS), limits);
         }
         if self.tokens < 1.0 || (self.used.len() >= MAX_SOURCES && !self.used.contains_key(&source)) {
             return false;
@@ -265,30 +286,6 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
-    const EJECTION: Ejection = Ejection {
-        failures: 2,
-        base: Duration::from_secs(30),
-        max: Duration::from_secs(50),
-        max_percent: 10,
-    };
-
-    #[test]
-    fn ejection_lengthens_with_each_series_of_failures() {
-        let endpoint = EndpointState::default();
-        assert!(!endpoint.failed(0, &EJECTION, true));
-        endpoint.connected();
-        assert!(!endpoint.failed(0, &EJECTION, true));
-        assert!(endpoint.failed(0, &EJECTION, true));
-        assert!(!endpoint.healthy(29_999) && endpoint.healthy(30_000));
-        assert!(!endpoint.failed(30_000, &EJECTION, true));
-        assert!(endpoint.failed(30_000, &EJECTION, true));
-        assert!(!endpoint.healthy(79_999) && endpoint.healthy(80_000));
-        assert!(!endpoint.failed(80_000, &EJECTION, false));
-        assert!(!endpoint.failed(80_000, &EJECTION, false));
-        assert!(endpoint.healthy(80_000));
-    }
 
     #[test]
     fn replay_budget_is_shared_between_sources() {
@@ -303,6 +300,15 @@ mod tests {
         service.earn_replay(&limits);
         service.earn_replay(&limits);
         assert!(service.may_replay(IpAddr::from([10, 0, 0, 3]), 0, &limits));
+    }
+
+    #[test]
+    fn replay_budget_brings_3_in_each_window_whatever_the_traffic() {
+        let service = ServiceState::default();
+        let limits = Replay { ratio: 0.0, burst: 4, source_share: 1.0 };
+        let source = IpAddr::from([10, 0, 0, 1]);
+        let granted = |now| (0..10).filter(|_| service.may_replay(source, now, &limits)).count();
+        assert_eq!([0, WINDOW_MS, 2 * WINDOW_MS].map(granted), [4, 3, 3]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::snapshot::{Resolved, Snapshot};
 use crate::socket;
 use crate::threads::{Ended, Threads, spawn_apart};
 use crate::worker::{Bound, Logs, Process, Worker};
-use crate::{admin, hello_check, recheck, resolve, watch as file};
+use crate::{admin, matrix, prober, recheck, resolve, watch as file};
 
 /// A running gateway.
 #[derive(Debug)]
@@ -93,8 +93,8 @@ fn remedy_of(error: &io::Error) -> &'static str {
 }
 
 /// Descriptors for everything but connections, pipes and lingering refusals: runtimes, admin connections, logs, the
-/// resolver, and the gateway's own ClientHellos.
-const RESERVE: u64 = 44 + hello_check::AT_ONCE as u64;
+/// resolver, and probes.
+const RESERVE: u64 = 48 + prober::DESCRIPTORS + matrix::AT_ONCE as u64;
 const RESERVE_PER_WORKER: u64 = 8;
 /// At most one pipe for this many descriptors.
 const PIPE_SHARE: u64 = 32;
@@ -153,6 +153,8 @@ impl Gateway {
         threads.spawn("admin".into(), serve_until_over(on(), admin::serve_admin(admin, on())))?;
         threads.spawn("metrics".into(), serve_until_over(on(), admin::serve_metrics(metrics, on())))?;
         threads.spawn("health".into(), serve_until_over(on(), admin::serve_health(health, on())))?;
+        // Likewise: making ClientHellos takes a part of a core.
+        threads.spawn("prober".into(), serve_until_over(on(), prober::run(on())))?;
         Ok(Gateway { control, bound, threads, writes_log: log.is_some(), _trust: trust })
     }
 
@@ -353,13 +355,13 @@ const CLOSE_TIME: Duration = Duration::from_millis(600);
 const THREAD_TIME: Duration = Duration::from_millis(750);
 const LOG_TIME: Duration = Duration::from_millis(150);
 
-/// Serves pages until the gateway has ended.
-async fn serve_until_over(control: Arc<Control>, pages: impl Future<Output = io::Result<()>>) {
+/// Serves pages, or probes, until the gateway has ended.
+async fn serve_until_over(control: Arc<Control>, work: impl Future<Output = io::Result<()>>) {
     let _guard = PanicGuard(Arc::clone(&control));
     let mut phase = control.phase.subscribe();
     tokio::select! {
         _ = phase.wait_for(|phase| *phase == Phase::Over) => {}
-        Err(error) = pages => control.break_down(&error),
+        Err(error) = work => control.break_down(&error),
     }
 }
 
@@ -370,7 +372,7 @@ async fn supervise(control: Arc<Control>, file: Option<PathBuf>, services: Servi
     let mut core: JoinSet<io::Result<()>> = JoinSet::new();
     core.spawn(Control::free_retired(Arc::clone(&control)));
     core.spawn(resolve::run(Arc::clone(&control)));
-    core.spawn(hello_check::run(Arc::clone(&control)));
+    core.spawn(matrix::run(Arc::clone(&control)));
     core.spawn(recheck::run(Arc::clone(&control)));
     spawn_apart(&mut core, services.follow_until_over(Arc::clone(&control)));
     if let Some(file) = file {

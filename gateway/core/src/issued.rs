@@ -12,6 +12,7 @@ use isthmus_certs::home::renew_at;
 use isthmus_certs::trust::Expiry;
 use isthmus_certs::{Identity, Peer, Server, SpiffeId, Trust, TrustBundles};
 use isthmus_model::HostPattern;
+use isthmus_model::binding::Granted;
 
 pub use wanted::Wanted;
 
@@ -19,6 +20,7 @@ use crate::clients::{Clients, NoCertificate, bytes};
 
 /// TLS servers that are kept; with more, all are made anew, and sessions are not resumed.
 const MAX_MADE: usize = 4_096;
+const TAKEN_BACK: &str = "the agent does not list it in `identities` of this gateway any more";
 
 /// A service and everything that its configuration depends on.
 type Door = (HostPattern, u16, SpiffeId, Vec<String>);
@@ -32,6 +34,8 @@ struct State {
     entries: BTreeMap<SpiffeId, Entry>,
     servers: HashMap<Door, Arc<Server>>,
     clients: HashMap<SpiffeId, Arc<Clients>>,
+    /// Changes of identities that are gone or taken back.
+    ended: u64,
 }
 
 /// One identity that is needed.
@@ -40,6 +44,14 @@ struct Entry {
     installed: Option<Installed>,
     /// Why it has no certificate, or no new one.
     problem: Option<String>,
+    /// The gateway had the right to it, and has it no more.
+    is_taken_back: bool,
+}
+
+impl Entry {
+    fn changes(&self) -> u64 {
+        self.installed.as_ref().map_or(0, |installed| installed.trust.current().epoch)
+    }
 }
 
 #[derive(Debug)]
@@ -110,8 +122,31 @@ impl Issued {
     /// Grows with each change of trust by which handshakes are judged.
     pub(crate) fn trust_changes(&self) -> u64 {
         let state = self.lock();
-        let installed = state.entries.values().filter_map(|entry| entry.installed.as_ref());
-        installed.map(|installed| installed.trust.current().epoch).sum()
+        state.ended + state.entries.values().map(Entry::changes).sum::<u64>()
+    }
+
+    /// Whether the gateway has shown this identity and may not any more.
+    pub(crate) fn is_taken_back(&self, id: &SpiffeId) -> bool {
+        self.lock().entries.get(id).is_some_and(|entry| entry.is_taken_back)
+    }
+
+    /// Gives up the certificates that the gateway may not have any more, whatever they are valid for; returns their
+    /// identities.
+    pub(crate) fn keep_granted(&self, granted: &Granted) -> Vec<SpiffeId> {
+        let mut state = self.lock();
+        let State { entries, servers, clients, ended } = &mut *state;
+        let mut given_up = Vec::new();
+        for (id, entry) in entries.iter_mut() {
+            if granted.covers(id) || entry.installed.is_none() {
+                continue;
+            }
+            *ended += 1 + entry.changes();
+            *entry = Entry { problem: Some(TAKEN_BACK.to_owned()), is_taken_back: true, installed: None };
+            given_up.push(id.clone());
+        }
+        servers.retain(|(_, _, identity, _), _| !given_up.contains(identity));
+        clients.retain(|caller, _| !given_up.contains(caller));
+        given_up
     }
 
     /// Returns the state of each identity.
@@ -138,7 +173,8 @@ impl Issued {
         let mut state = self.lock();
         let mut before = std::mem::take(&mut state.entries);
         state.entries = needed.map(|id| (id.clone(), before.remove(id).unwrap_or_default())).collect();
-        let State { entries, servers, clients } = &mut *state;
+        state.ended += before.values().map(Entry::changes).sum::<u64>();
+        let State { entries, servers, clients, .. } = &mut *state;
         servers.retain(|(_, _, identity, _), _| entries.contains_key(identity));
         clients.retain(|caller, _| entries.contains_key(caller));
     }
@@ -161,7 +197,8 @@ impl Issued {
             }
             None => Trust::new(identity, Arc::clone(bundles)),
         };
-        *entry = Entry { installed: Some(Installed { trust, until, due }), problem: None };
+        let installed = Some(Installed { trust, until, due });
+        *entry = Entry { installed, problem: None, is_taken_back: false };
     }
 
     /// Records why an identity has no new certificate; true if that is news.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use isthmus_ads::client::{Client, Refused, Resource, Update};
 use isthmus_ads::subscribe::{Answers, Contact, Subscription, Tables};
 use isthmus_certs::{Client as Tls, IdPattern, Peer, Trust};
+use isthmus_health::matrix::Distances;
 use isthmus_health::schedule::Probes;
 use isthmus_health::tcp::run_probes;
 use isthmus_model::HostPattern;
@@ -28,6 +29,7 @@ use isthmus_store::Persistence;
 
 use crate::config::settings::Target;
 use crate::control::Control;
+use crate::priorities::Position;
 
 use bindings::Bindings;
 use bundles::Bundles;
@@ -42,8 +44,7 @@ const PACE: Duration = Duration::from_secs(1);
 pub(crate) struct Follow {
     subscription: Subscription,
     persisted: Arc<Persisted>,
-    /// None: no listener needs them.
-    bindings: Option<Arc<Bindings>>,
+    bindings: Arc<Bindings>,
     /// None: bundles are files.
     bundles: Option<Bundles>,
 }
@@ -59,11 +60,10 @@ impl Follow {
         trust: Trust,
         control: Arc<Control>,
     ) -> io::Result<Follow> {
-        let here = here(&trust, &control);
+        let (here, own) = (here(&trust, &control), trust.current());
         let bundles = Bundles::begin(&trust, &control);
         let subscription = subscription(servers, trust, &control)?;
-        let follows_bindings = control.process.fixed.follows_bindings;
-        let bindings = follows_bindings.then(|| Bindings::begin(Arc::clone(&control), state));
+        let bindings = Bindings::begin(Arc::clone(&control), own.identity.id(), state);
         let persisted = Persisted::begin(Slices::new(control, here), state);
         Ok(Follow { subscription, persisted, bindings, bundles })
     }
@@ -73,7 +73,7 @@ impl Follow {
         let Follow { subscription, persisted, bindings, bundles } = self;
         let mut clients: Vec<_> = bundles.iter().map(Bundles::client).collect();
         clients.push(Client::of_tables(SLICE));
-        clients.extend(bindings.iter().map(|_| Client::of_tables(LOCAL_BINDING)));
+        clients.push(bindings.client());
         let slices = persisted.slices();
         let aging = async {
             let mut pace = tokio::time::interval(PACE);
@@ -82,13 +82,24 @@ impl Follow {
                 locked(&slices).expire(Instant::now());
             }
         };
+        let measuring = keep_measuring(Arc::clone(&slices));
         let mut followed = Followed { slices: Arc::clone(&slices), bindings, bundles };
         tokio::select! {
             () = subscription.run(clients, &mut followed) => {}
             () = aging => {}
             () = run_probes(Asking(Arc::clone(&slices))) => {}
+            () = measuring => {}
         }
         Ok(())
+    }
+}
+
+/// Applies the distances of other clusters' gateways as they change.
+async fn keep_measuring(slices: Arc<Mutex<Slices>>) {
+    let mut distances = locked(&slices).control.matrix.distances.subscribe();
+    while distances.changed().await.is_ok() {
+        let distances = distances.borrow_and_update().clone();
+        locked(&slices).measure(distances);
     }
 }
 
@@ -97,15 +108,25 @@ fn here(trust: &Trust, control: &Control) -> Here {
     let id = own.identity.id();
     let gateway = id.path().rsplit('/').next().unwrap_or_default().to_owned();
     let domain = id.trust_domain().clone();
-    Here { cluster: control.process.fixed.node.cluster.clone(), gateway, domain, down: HashSet::new() }
+    let node = &control.process.fixed.node;
+    let position = Position { cluster: node.cluster.clone(), locality: node.locality.clone() };
+    let distances = control.matrix.distances.borrow().clone();
+    Here { position, gateway, domain, down: HashSet::new(), distances }
+}
+
+/// TLS to the agents of a cluster.
+///
+/// # Errors
+/// It cannot be configured from the trust.
+pub(crate) fn tls_to_agents(trust: Trust, cluster: &str) -> io::Result<Tls> {
+    let own = trust.current();
+    let agents = IdPattern::agents(own.identity.id().trust_domain(), cluster).map_err(io::Error::other)?;
+    Tls::new(trust, Peer::Matching(vec![agents]), &[b"h2"]).map_err(io::Error::other)
 }
 
 fn subscription(servers: Vec<Target>, trust: Trust, control: &Control) -> io::Result<Subscription> {
     let node = &control.process.fixed.node;
-    let own = trust.current();
-    let id = own.identity.id();
-    let agents = IdPattern::agents(id.trust_domain(), &node.cluster).map_err(io::Error::other)?;
-    let tls = Tls::new(trust, Peer::Matching(vec![agents]), &[b"h2"]).map_err(io::Error::other)?;
+    let tls = tls_to_agents(trust, &node.cluster)?;
     let locality = Locality {
         region: node.locality.region.clone(),
         zone: node.locality.zone.clone(),
@@ -170,7 +191,7 @@ impl Slices {
             return Err(format!("is the slice of {}", slice.key));
         }
         if let Some(offer) = &slice.offer
-            && slice.key.cluster.as_str() == self.here.cluster
+            && self.here.is_own(&slice.key.cluster)
             // Without `node.network` in the file, any network is accepted.
             && !self.network.is_empty()
             && offer.network != self.network
@@ -246,6 +267,27 @@ impl Slices {
         self.control.following.send_modify(|following| following.slices = self.store.len());
     }
 
+    /// Rebuilds the hosts behind gateways whose distance has changed.
+    fn measure(&mut self, distances: Distances) {
+        let before = std::mem::replace(&mut self.here.distances, distances);
+        let changed = self.here.distances.differing(&before);
+        let leads_there = |slice: &Slice| {
+            let mut gateways = slice.offer.iter().flat_map(|offer| &offer.gateways);
+            !self.here.is_own(&slice.key.cluster)
+                && gateways.any(|gateway| changed.contains(&gateway.address))
+        };
+        let touched: BTreeSet<_> =
+            self.store.iter().filter(leads_there).map(|slice| slice.key.host).collect();
+        tracing::info!(
+            gateways = changed.len(),
+            hosts = touched.len(),
+            "distances of other clusters' gateways changed"
+        );
+        if !touched.is_empty() {
+            self.rebuild(touched);
+        }
+    }
+
     fn contact(&mut self, agent: &str, lost: Option<&str>) {
         self.unreachable_since = lost.map(|_| self.unreachable_since.unwrap_or_else(Instant::now));
         if lost.is_none() {
@@ -278,19 +320,18 @@ impl Slices {
     }
 }
 
-/// Applies an agent's updates to the slices, to the bindings if a listener needs them, and to the bundles if the gateway
-/// manages its trust.
+/// Applies an agent's updates to the slices, to the bindings, and to the bundles if the gateway manages its trust.
 struct Followed {
     slices: Arc<Mutex<Slices>>,
-    bindings: Option<Arc<Bindings>>,
+    bindings: Arc<Bindings>,
     bundles: Option<Bundles>,
 }
 
 impl Tables for Followed {
     async fn apply(&mut self, update: &Update) -> Vec<Refused> {
-        match (&self.bindings, &self.bundles) {
-            (Some(bindings), _) if update.type_url == LOCAL_BINDING => bindings.apply(update),
-            (_, Some(bundles)) if update.type_url == TRUST_BUNDLE => {
+        match &self.bundles {
+            _ if update.type_url == LOCAL_BINDING => self.bindings.apply(update),
+            Some(bundles) if update.type_url == TRUST_BUNDLE => {
                 let refused = bundles.apply(update);
                 locked(&self.slices).refused(&refused);
                 refused
@@ -300,14 +341,12 @@ impl Tables for Followed {
     }
 
     fn versions(&self, type_url: &str) -> HashMap<String, String> {
-        match &self.bindings {
-            Some(bindings) if type_url == LOCAL_BINDING => bindings.versions(),
-            _ => {
-                let mut slices = locked(&self.slices);
-                slices.are_versions_sent = true;
-                slices.store.versions()
-            }
+        if type_url == LOCAL_BINDING {
+            return self.bindings.versions();
         }
+        let mut slices = locked(&self.slices);
+        slices.are_versions_sent = true;
+        slices.store.versions()
     }
 
     fn contact(&mut self, contact: Contact<'_>) {

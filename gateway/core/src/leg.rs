@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use tokio::net::TcpStream;
 
 use crate::peek::{RECODED, poll_through};
-use crate::reason::Reason;
+use crate::reason::{Alert, Reason};
 use crate::session::{Broken, Session};
 use crate::unsent::Unsent;
 
@@ -50,30 +50,18 @@ impl Leg {
         }
     }
 
-    /// Whether a refusal must reset it: an application could take a FIN for an empty answer.
-    pub(crate) fn is_refused_by_reset(&self) -> bool {
+    /// Whether a refusal must reset it: an application could take a FIN for an empty answer. An alert within TLS is none.
+    pub(crate) fn is_refused_by_reset(&self, alert: Option<Alert>) -> bool {
         match &self.speaks {
             Speaks::Passthrough => false,
             Speaks::Plaintext => true,
-            Speaks::Tls(session) => session.is_established(),
+            Speaks::Tls(session) => session.is_established() && alert.is_none(),
         }
     }
 
     /// Returns the error that ended its TLS session.
     pub(crate) fn failure(&self) -> Option<&Broken> {
         self.session().and_then(Session::failure)
-    }
-
-    /// Whether [`Leg::slim`] would give back memory.
-    pub(crate) fn is_swollen(&self) -> bool {
-        self.session().is_some_and(Session::is_swollen)
-    }
-
-    /// Gives back what its TLS session keeps only to be faster.
-    pub(crate) fn slim(&mut self) {
-        if let Speaks::Tls(session) = &mut self.speaks {
-            session.slim();
-        }
     }
 
     /// Whether it holds encrypted bytes that its socket does not accept.
@@ -120,17 +108,20 @@ impl Leg {
     /// Writes plaintext; what the socket does not accept at once is unsent, by the session if there is one.
     pub(crate) fn write(&mut self, plain: &[u8], unsent: &mut Unsent) -> io::Result<()> {
         match &mut self.speaks {
-            Speaks::Tls(session) => session.seal(plain),
+            Speaks::Tls(session) => session.seal(&self.stream, plain),
             Speaks::Passthrough | Speaks::Plaintext => {
-                let wrote = if unsent.len() == 0 { self.stream.try_write(plain).unwrap_or(0) } else { 0 };
-                unsent.push(plain.get(wrote..).unwrap_or_default());
+                unsent.write(&self.stream, plain);
                 Ok(())
             }
         }
     }
 
-    /// Sends encrypted bytes; `progress` is called whenever the socket took some.
-    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>, progress: impl Fn()) -> Poll<io::Result<()>> {
+    /// Sends encrypted bytes; `progress` is called if the socket took some.
+    pub(crate) fn poll_flush(
+        &mut self,
+        cx: &mut Context<'_>,
+        progress: impl FnOnce(),
+    ) -> Poll<io::Result<()>> {
         match &mut self.speaks {
             Speaks::Tls(session) => session.poll_flush(cx, &self.stream, progress),
             Speaks::Passthrough | Speaks::Plaintext => Poll::Ready(Ok(())),
@@ -159,7 +150,8 @@ mod tests {
 
     use super::*;
 
-    const SIZE: usize = 3 << 20;
+    /// More than sockets hold.
+    const SIZE: usize = 16 << 20;
 
     fn identity() -> (Identity, Arc<TrustBundles>) {
         let authority = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
@@ -191,10 +183,12 @@ mod tests {
         let server = isthmus_certs::server_config(&identity, Arc::clone(&bundles), Peer::Trusted).unwrap();
         let client = isthmus_certs::client_config(&identity, bundles, Peer::Trusted).unwrap();
         let (stream, other) = pair().await;
+        let (read_now, reads) = std::sync::mpsc::channel();
         let far = std::thread::spawn(move || {
             let name = ServerName::try_from("a.example").unwrap();
             let mut tls = StreamOwned::new(ClientConnection::new(Arc::new(client), name).unwrap(), other);
             tls.write_all(&vec![b'x'; SIZE]).unwrap();
+            reads.recv().unwrap();
             let mut got = vec![0; SIZE];
             tls.read_exact(&mut got).unwrap();
             assert!(got.iter().all(|byte| *byte == b'y'));
@@ -214,13 +208,11 @@ mod tests {
                 .await
                 .unwrap();
         }
-        assert!(leg.is_swollen(), "records of 16 KiB have passed");
-        leg.slim();
-        assert!(!leg.is_swollen());
         assert_eq!(leg.session().unwrap().peer().unwrap(), *identity.id());
         let mut unsent = Unsent::Nothing;
         leg.write(&vec![b'y'; SIZE], &mut unsent).unwrap();
         assert!(leg.owes() && matches!(unsent, Unsent::Nothing), "encrypted, in the session");
+        read_now.send(()).unwrap();
         flushed(&mut leg, &mut unsent).await;
         far.join().unwrap();
         assert!(!leg.owes());

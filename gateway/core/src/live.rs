@@ -52,6 +52,8 @@ pub struct Conn {
     half_closed: AtomicU64,
     age: AtomicU8,
     due_when_silent: AtomicBool,
+    /// Its task itself waits for the server's first byte, and moves the connection.
+    first_byte_timed: AtomicBool,
     /// Memory held by its hello.
     hello_bytes: AtomicUsize,
     /// The memory of its hello is needed for other sources.
@@ -80,12 +82,13 @@ pub(crate) struct Admission {
     pub(crate) by_address: bool,
     /// The identity of the server.
     pub(crate) server: Option<SpiffeId>,
+    /// The identity that the gateway itself presents, by a certificate of the agent.
+    pub(crate) presented: Option<SpiffeId>,
     /// What client and server have proven.
     pub(crate) chains: [Option<Arc<Chain>>; 2],
 }
 
 const LIVES: u8 = u8::MAX;
-
 const YOUNG: u8 = 0;
 const COMING_OF_AGE: u8 = 1;
 const OF_AGE: u8 = 2;
@@ -114,6 +117,7 @@ impl Conn {
             half_closed: AtomicU64::new(0),
             age: AtomicU8::new(YOUNG),
             due_when_silent: AtomicBool::new(false),
+            first_byte_timed: AtomicBool::new(false),
             hello_bytes: AtomicUsize::new(0),
             hello_revoked: AtomicBool::new(false),
             end: AtomicU8::new(LIVES),
@@ -176,6 +180,12 @@ impl Conn {
     /// Records whether its task has something to do once no byte has moved for [`SILENT_MS`].
     pub(crate) fn wake_when_silent(&self, is_due: bool) {
         self.due_when_silent.store(is_due, Relaxed);
+    }
+
+    /// Leaves the first-byte timeout to the connection's task, until the result is dropped.
+    pub(crate) fn time_first_byte(&self) -> FirstByteTimed<'_> {
+        self.first_byte_timed.store(true, Relaxed);
+        FirstByteTimed(self)
     }
 
     /// Returns the memory held by its hello; 0 once it cannot be replayed any more.
@@ -276,6 +286,7 @@ impl Conn {
         if passed(self.accepted, limits.max_duration) {
             Some(Reason::MaxDuration)
         } else if self.bytes_out.load(Relaxed) == 0
+            && !self.first_byte_timed.load(Relaxed)
             && target.connected.is_some_and(|connected| passed(connected, limits.first_byte))
         {
             Some(Reason::FirstByteTimeout)
@@ -286,6 +297,16 @@ impl Conn {
         } else {
             None
         }
+    }
+}
+
+/// While it exists, a connection's task itself waits for the server's first byte.
+#[derive(Debug)]
+pub(crate) struct FirstByteTimed<'a>(&'a Conn);
+
+impl Drop for FirstByteTimed<'_> {
+    fn drop(&mut self) {
+        self.0.first_byte_timed.store(false, Relaxed);
     }
 }
 

@@ -164,6 +164,12 @@ impl Flight {
         self.bytes.drain(..count.min(self.bytes.len()));
     }
 
+    /// Takes the bytes of another flight of the same connection in place of its own.
+    pub(crate) fn replace(&mut self, by: Flight) {
+        *self = by;
+        self.conn.set_hello_bytes(self.bytes.capacity());
+    }
+
     /// Drops all bytes and their memory.
     pub(crate) fn clear(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);

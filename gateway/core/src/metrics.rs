@@ -7,10 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use isthmus_model::services::Probe;
+
 use crate::demotion::Outcome;
 use crate::endpoint::ServiceCounters;
 use crate::reason::Reason;
 use crate::snapshot::Service;
+
+/// The kinds of probes, as labels.
+pub const PROBES: [&str; 3] = ["tls", "http", "tcp"];
 
 /// The counters of the process.
 #[derive(Debug)]
@@ -29,8 +34,12 @@ pub struct Metrics {
     pub audit_dropped: Arc<AtomicU64>,
     /// The gateway's own ClientHellos, by result.
     pub checks: [AtomicU64; Outcome::ALL.len()],
+    /// Probes of services with `health.probe`, by kind and result.
+    pub probes: [[AtomicU64; Outcome::ALL.len()]; PROBES.len()],
     /// Endpoints ejected because they did not answer the gateway's own ClientHello.
     pub own_ejections: AtomicU64,
+    /// Parts taken out of their split.
+    pub split_aborts: AtomicU64,
 }
 
 impl Metrics {
@@ -45,7 +54,17 @@ impl Metrics {
             log_dropped: Arc::default(),
             audit_dropped: Arc::default(),
             checks: std::array::from_fn(|_| AtomicU64::new(0)),
+            probes: std::array::from_fn(|_| std::array::from_fn(|_| AtomicU64::new(0))),
             own_ejections: AtomicU64::new(0),
+            split_aborts: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn probed(&self, probe: &Probe, outcome: Outcome) {
+        let kind = PROBES.iter().position(|word| *word == probe.word());
+        let counts = kind.and_then(|kind| self.probes.get(kind));
+        if let Some(count) = counts.and_then(|counts| counts.get(outcome as usize)) {
+            add(count, 1);
         }
     }
 
@@ -73,6 +92,14 @@ pub struct WorkerCounters {
     pub replays: AtomicU64,
     /// Failed attempts to connect, by reason.
     pub failures: [AtomicU64; Reason::ALL.len()],
+    /// Connections moved to another endpoint, by the reason of the failed attempt.
+    pub moves: [AtomicU64; Reason::ALL.len()],
+    /// Second connects beside a slow one that were first.
+    pub hedges_won: AtomicU64,
+    /// Second connects beside a slow one that were not first.
+    pub hedges_lost: AtomicU64,
+    /// Connections that a server failed when they could not move any more.
+    pub lost: AtomicU64,
     /// Endpoints ejected.
     pub ejections: AtomicU64,
     /// Endpoints demoted.
@@ -110,6 +137,10 @@ impl WorkerCounters {
             duration: Histogram::default(),
             replays: AtomicU64::new(0),
             failures: by_reason(),
+            moves: by_reason(),
+            hedges_won: AtomicU64::new(0),
+            hedges_lost: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             ejections: AtomicU64::new(0),
             demotions: AtomicU64::new(0),
             accept_pauses: AtomicU64::new(0),
@@ -117,9 +148,11 @@ impl WorkerCounters {
     }
 
     pub(crate) fn failed(&self, reason: Reason) {
-        if let Some(count) = self.failures.get(reason as usize) {
-            add(count, 1);
-        }
+        self.failures.get(reason as usize).into_iter().for_each(|count| add(count, 1));
+    }
+
+    pub(crate) fn moved(&self, reason: Reason) {
+        self.moves.get(reason as usize).into_iter().for_each(|count| add(count, 1));
     }
 }
 

@@ -1,30 +1,28 @@
-//! Begins mTLS for applications without TLS: whose identity a client has, which service its connection is for, and the
-//! handshake with an endpoint. No byte of the application leaves before the endpoint has proven who it is.
+//! Begins mTLS for applications without TLS: whose identity a client has, and which service its connection is for.
+//! [`handshake`] is the handshake with an endpoint, [`first_bytes`] what comes before the relay.
+
+mod first_bytes;
+mod handshake;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::task::Poll;
-use std::time::Duration;
 
-use isthmus_certs::{Client, Role, SpiffeId};
+use isthmus_certs::{Client, SpiffeId};
 use isthmus_model::{HostName, binding, sni};
-use rustls::pki_types::{DnsName, ServerName};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
-use crate::access;
 use crate::account::Account;
-use crate::answer::{self, Failure, Reply, Server, end_of_silent, poll_client, reset_of};
+use crate::answer::{end_of_silent, reset_of};
 use crate::config::settings::{self, Callers, CertificateFiles, Destination, Originate};
 use crate::hello::{Alpn, Hello};
 use crate::leg::{Leg, Speaks};
 use crate::memory::Flight;
 use crate::peek::{Peeked, Rules, peek_source};
 use crate::reason::Reason;
-use crate::session::{Broken, Session};
-use crate::snapshot::{Endpoint, Service, Snapshot};
+use crate::snapshot::{Service, Snapshot};
 use crate::socket;
-use crate::worker::Worker;
+
+pub(crate) use handshake::open;
 
 /// Returns the name of the service that a listener's connection is for, as an SNI that tells its port, too; none: no
 /// service has what the application dialled.
@@ -97,6 +95,9 @@ pub(crate) fn upstream(
         account.identities.failed(&missing);
         Reason::TlsFailed
     })?;
+    if caller.files().is_none() {
+        account.conn.admit(|admission| admission.presented = Some(caller.identity().clone()));
+    }
     Ok(Some(Upstream { client }))
 }
 
@@ -135,54 +136,6 @@ impl<'a> Caller<'a> {
     }
 }
 
-/// Shakes hands with the server at `stream`, sends what the client has sent so far, and waits while the connection can
-/// still move to another endpoint: until the application's first byte in either direction.
-///
-/// # Errors
-/// [`Failure::Unreached`] if the server does not prove to be the destination; [`Failure::Refused`] if it refuses the
-/// caller or ends the connection; [`Failure::ClientGone`] if the client resets.
-pub(crate) async fn open(
-    stream: TcpStream,
-    (upstream, endpoint): (Upstream, &Endpoint),
-    (client, first): (&TcpStream, &[u8]),
-    patience: Duration,
-    account: &mut Account,
-    worker: &Worker,
-) -> Result<Server, Failure> {
-    let mut stream = stream;
-    let mut session =
-        session(&upstream, endpoint, account).map_err(|error| unproven(&error.into(), account))?;
-    let shaken = tokio::select! {
-        biased;
-        () = given_up_by(client, first) => return Err(Failure::ClientGone),
-        shaken = timeout(patience, std::future::poll_fn(|cx| session.poll_handshake(cx, &mut stream))) => shaken,
-    };
-    if let Err(broken) = shaken.unwrap_or(Err(Broken::Slow)) {
-        return Err(unproven(&broken, account));
-    }
-    proven(&session, endpoint, account, worker);
-    if !first.is_empty() {
-        session.seal(first).map_err(|_| Failure::Refused(Reason::TlsFailed))?;
-        account.conn.moved(&account.conn.bytes_in, first.len(), worker.live.coarse_now());
-    } else if let Err(broken) = first_byte(&mut session, &mut stream, client, account, worker).await? {
-        account.identities.failed(&broken);
-        return Err(Failure::Refused(refusal(&broken)));
-    }
-    Ok(Server { leg: Leg { stream, speaks: Speaks::Tls(session) }, said: Reply::Nothing })
-}
-
-/// Records who the server has proven to be, and that the caller may use it.
-fn proven(session: &Session, endpoint: &Endpoint, account: &mut Account, worker: &Worker) {
-    account.identities.answers_as(session.peer());
-    let chain = worker.process.chains.intern(Role::Server, session.peer_chain());
-    account.conn.admit(|admission| {
-        admission.server = session.peer();
-        let [_, server] = &mut admission.chains;
-        *server = Some(chain);
-    });
-    access::passed(endpoint, account);
-}
-
 /// Returns the identity that a client of a listener has by its address; none: it is refused.
 pub(crate) fn identity(tables: &Snapshot, listener: usize, source: IpAddr) -> Option<&SpiffeId> {
     let originate = tables.live.listeners.get(listener)?.originate.as_deref()?;
@@ -193,70 +146,4 @@ pub(crate) fn identity(tables: &Snapshot, listener: usize, source: IpAddr) -> Op
 /// somebody listens: the handshake stays unfinished, and a server that counts failed logins sees nothing of it.
 pub(crate) async fn given_up_by(client: &TcpStream, first: &[u8]) {
     if first.is_empty() { end_of_silent(client).await } else { reset_of(client).await }
-}
-
-fn session(
-    upstream: &Upstream,
-    endpoint: &Endpoint,
-    account: &Account,
-) -> Result<Box<Session>, rustls::Error> {
-    let asked = account.conn.sni.get().map(HostName::as_str).unwrap_or_default();
-    // Another cluster's gateway serves every port of the host; the endpoint itself knows its own.
-    let name = match endpoint.cluster() {
-        Some(_) => asked,
-        None => sni::split(asked).0,
-    };
-    let name =
-        DnsName::try_from(name.to_owned()).map_err(|error| rustls::Error::General(error.to_string()))?;
-    Session::client(upstream.client.config(), ServerName::DnsName(name)).map(Box::new)
-}
-
-/// An alert is about this caller, everything else about the endpoint.
-fn unproven(broken: &Broken, account: &mut Account) -> Failure {
-    let reason = broken.record(&mut account.identities);
-    match broken {
-        Broken::Tls(rustls::Error::AlertReceived(_)) => Failure::Refused(reason),
-        _ => Failure::Unreached(reason),
-    }
-}
-
-fn refusal(broken: &Broken) -> Reason {
-    match broken {
-        Broken::Tls(_) => broken.reason(),
-        _ => Reason::UpstreamRejected,
-    }
-}
-
-/// Waits for the first byte of the application or of the server. In TLS 1.3 a server may still refuse the caller now.
-async fn first_byte(
-    session: &mut Session,
-    stream: &mut TcpStream,
-    client: &TcpStream,
-    account: &Account,
-    worker: &Worker,
-) -> Result<Result<(), Broken>, Failure> {
-    std::future::poll_fn(|cx| {
-        if account.conn.came_of_age() {
-            socket::keep_alive_or_say(&*stream, &worker.process.fixed.tcp, account.conn.id);
-        }
-        loop {
-            if session.has_early() {
-                return Poll::Ready(Ok(Ok(())));
-            }
-            // The server's refusal counts even if the application has spoken since.
-            match session.poll_read_early(cx, stream) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(Err(Broken::Closed))),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(broken)) => return Poll::Ready(Ok(Err(broken))),
-                Poll::Pending => break,
-            }
-        }
-        let _pending = session.poll_flush(cx, stream, || {});
-        match poll_client(client, cx) {
-            Poll::Ready(answer::Client::Spoke | answer::Client::Closed) => Poll::Ready(Ok(Ok(()))),
-            Poll::Ready(answer::Client::Reset) => Poll::Ready(Err(Failure::ClientGone)),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }

@@ -83,6 +83,8 @@ reasons! {
     FirstByteTimeout = "first_byte_timeout", Kind::Ended;
     /// The connection reached its maximum duration.
     MaxDuration = "max_duration", Kind::Ended;
+    /// Closed in order because its endpoint turned unhealthy and the service has `close_on_unhealthy`.
+    EndpointUnhealthy = "endpoint_unhealthy", Kind::Ended;
     /// Closed in order while the gateway was draining.
     Drained = "drained", Kind::Ended;
     /// Cut at the end of the drain window, or by a second signal.
@@ -128,6 +130,10 @@ reasons! {
     LimitSource = "limit_source", LIMIT;
     /// The service has as many connections as it may.
     LimitService = "limit_service", LIMIT;
+    /// The service has as many connects under way as it may.
+    LimitPending = "limit_pending", LIMIT;
+    /// Every endpoint of the service that could serve has as many connections as it may.
+    LimitEndpoint = "limit_endpoint", LIMIT;
     /// The ClientHellos in flight use all of their memory budget.
     LimitMemory = "limit_memory", LIMIT;
 
@@ -152,6 +158,8 @@ reasons! {
 
     /// The connection never sent a byte, as load balancers' checks do; not logged by default.
     NoData = "no_data", Kind::Refused(None);
+    /// A gateway of another cluster probed this one; not logged by default.
+    GatewayProbe = "gateway_probe", NO_NAME;
 }
 
 impl Reason {

@@ -1,5 +1,5 @@
-//! Checks live connections again after changes of rules for callers, of callers' addresses, and of trust, and ends those
-//! that would be refused by now. A certificate's expiry ends none.
+//! Checks live connections again after changes of rules for callers, of callers' addresses, of what the gateway may present,
+//! and of trust, and ends those that would be refused by now. A certificate's expiry ends none.
 
 use std::io;
 use std::sync::Arc;
@@ -113,7 +113,10 @@ struct Check<'a> {
 
 impl<'a> Check<'a> {
     fn run(&self, trust: Option<&Trusted>, now: UnixTime) -> Option<Denial<'a>> {
-        self.address().or_else(|| self.rules()).or_else(|| self.chains(trust?, now))
+        self.address()
+            .or_else(|| self.presented())
+            .or_else(|| self.rules())
+            .or_else(|| self.chains(trust?, now))
     }
 
     /// Whether the address has another identity by now.
@@ -127,6 +130,13 @@ impl<'a> Check<'a> {
             Some(now) => Some(Denial::of_identity(format!("{source} is given to {now} by now"))),
             None => Some(Denial::of_identity(format!("{source} has no identity any more"))),
         }
+    }
+
+    /// Whether the agent has taken back the identity that the gateway presents.
+    fn presented(&self) -> Option<Denial<'a>> {
+        let own = self.admission.presented.as_ref()?;
+        let is_taken_back = self.tables.ends.issued.is_taken_back(own);
+        is_taken_back.then(|| Denial::of_identity(format!("this gateway may not present {own} any more")))
     }
 
     /// Whether rules refuse the caller by now: those of the service, or of the endpoint's cluster. A service or endpoint

@@ -9,6 +9,8 @@ use crate::flow::{Flow, Moving};
 use crate::leg::Leg;
 use crate::session::Broken;
 
+/// Bytes after which the turn of a bulk transfer is over.
+const LOAD: usize = 256 * 1024;
 /// Reads of at least this size take turns with the worker's other bulk transfers: encryption costs ten times as much as
 /// copying, so a turn comes earlier than there.
 const BULK: usize = 16 * 1024;
@@ -42,7 +44,7 @@ impl Flow {
             let read = read.map_err(|broken| io::Error::new(io::ErrorKind::ConnectionReset, broken))?;
             let moved = moved?;
             if read >= BULK {
-                self.bulk.get_or_insert_default().spend(read);
+                self.bulk.get_or_insert_default().spend_part(read, LOAD);
             } else {
                 self.bulk = None;
             }

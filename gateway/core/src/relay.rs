@@ -115,12 +115,7 @@ fn both_ways(
         }
         let now = worker.live.coarse_now();
         let is_silent = now.saturating_sub(conn.last_byte()) >= SILENT_MS;
-        if is_silent {
-            client.slim();
-            server.slim();
-        }
-        let is_stuck = up.is_stuck(server) || down.is_stuck(client);
-        conn.wake_when_silent(is_stuck || client.is_swollen() || server.is_swollen());
+        conn.wake_when_silent(up.is_stuck(server) || down.is_stuck(client));
         for (flow, source, sink) in [(&*up, &*client, &*server), (&*down, &*server, &*client)] {
             if is_silent && flow.is_stuck(sink) && stuck.is_hopeless(flow, source, now) {
                 return Poll::Ready(End::Reset(flow.from));

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use isthmus_model::host::PROBE;
 use isthmus_model::{HostName, sni};
 
 use crate::config::settings::Side;
@@ -40,8 +41,11 @@ pub struct Query<'a> {
 /// port, not exported), neither a shorter suffix nor the default applies.
 ///
 /// # Errors
-/// `no_sni`, `sni_unmatched`, or the condition of the services that the client does not meet.
+/// `gateway_probe` for the name by which gateways probe each other; `no_sni`, `sni_unmatched`, or the condition of the services that the client does not meet.
 pub fn route(snapshot: &Snapshot, query: Query<'_>) -> Result<Route, Reason> {
+    if query.sni.is_some_and(|sni| sni.as_str() == PROBE) {
+        return Err(Reason::GatewayProbe);
+    }
     let side = snapshot.live.listeners.get(query.listener).map(|listener| listener.side).unwrap_or_default();
     let named = query.sni.and_then(|sni| find(snapshot, sni, side, query));
     match named {

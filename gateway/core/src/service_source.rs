@@ -10,7 +10,7 @@ use crate::config::settings::{ControlPlane, Source, Target};
 use crate::control::Control;
 use crate::drain::Phase;
 use crate::enrol::{self, First, Startup};
-use crate::{control_plane, learn};
+use crate::{control_plane, learn, report};
 
 /// The source of the gateway's services.
 pub(crate) enum ServiceSource {
@@ -81,10 +81,14 @@ impl ServiceSource {
                 Box::pin(next.run(control)).await
             }
             ServiceSource::Agents(follow, Workloads { agents, trust }) => {
+                let reporting = report::keep(agents.clone(), trust.clone(), Arc::clone(&control));
+                let reporting = tokio::spawn(reporting);
                 let issuing = tokio::spawn(enrol::workloads::keep(agents, trust, Arc::clone(&control)));
                 let renewing = tokio::spawn(enrol::keep(control));
-                let (followed, renewed, issued) = tokio::join!(follow.run(), renewing, issuing);
-                followed.and(renewed.map_err(io::Error::other)?).and(issued.map_err(io::Error::other)?)
+                let (followed, renewed, issued, reported) =
+                    tokio::join!(follow.run(), renewing, issuing, reporting);
+                let others = [renewed, issued, reported];
+                others.into_iter().try_fold((), |(), ended| ended.map_err(io::Error::other)?).and(followed)
             }
             ServiceSource::ControlPlane(one, trust) => {
                 let renewing = tokio::spawn(enrol::keep(Arc::clone(&control)));

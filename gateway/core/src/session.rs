@@ -1,37 +1,45 @@
-//! One TLS session of the gateway's own on a nonblocking socket. While it is idle it has no buffers to speak of: what
-//! has arrived is decrypted and given on at once, and encrypted bytes are freed once sent.
+//! One TLS session of the gateway's own on a nonblocking socket. While it is idle it has no buffers: bytes are decrypted
+//! and encrypted in those of the worker, and a session keeps only what is not whole yet and what its socket does not take.
 
-use std::io::{self, BufRead as _, IoSlice, Read, Write};
-use std::pin::Pin;
+mod engine;
+
+use std::cell::RefCell;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use isthmus_certs::{SpiffeId, VerifyError, peer_id};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection, ServerConfig,
-    ServerConnection,
+    AlertDescription, CertificateError, ClientConfig, CommonState, ExtractedSecrets, ServerConfig,
+    SupportedCipherSuite,
 };
-use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::net::TcpStream;
 
+use self::engine::{Engine, Outgoing};
 use crate::identities::Identities;
+use crate::peek::{HELD, poll_behind};
 use crate::reason::Reason;
+use crate::unsent::Unsent;
 
 /// Maximum bytes of one read before the relay begins; what is decrypted from them is held.
 const EARLY_READ: usize = 16 * 1024;
 
-/// What rustls reads at once, and the size of the buffer that it keeps between reads.
-const STANDING: usize = 4 * 1024;
+thread_local! {
+    /// What a session encrypts at once; usually its socket takes all of it.
+    static SEALED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A TLS session.
 #[derive(Debug)]
 pub(crate) struct Session {
-    tls: Connection,
+    tls: Engine,
+    /// Encrypted bytes of the peer that are no whole record, or no whole message of a handshake.
+    held: Vec<u8>,
+    /// Encrypted bytes for the peer that the socket has not taken.
+    unsent: Unsent,
     /// Application bytes that arrived before the relay began.
     early: Vec<u8>,
-    /// A record has passed for which rustls made its buffer larger.
-    is_swollen: bool,
     /// The peer has sent its close_notify.
     peer_closed: bool,
     /// The error that ended the session.
@@ -64,7 +72,7 @@ impl Session {
     /// # Errors
     /// The configuration cannot be used.
     pub(crate) fn server(config: Arc<ServerConfig>) -> Result<Session, rustls::Error> {
-        ServerConnection::new(config).map(|tls| Session::new(tls.into()))
+        Session::begin(Engine::server(config)?)
     }
 
     /// Begins as a client that names `server` in its ClientHello.
@@ -75,38 +83,56 @@ impl Session {
         config: Arc<ClientConfig>,
         server: ServerName<'static>,
     ) -> Result<Session, rustls::Error> {
-        ClientConnection::new(config, server).map(|tls| Session::new(tls.into()))
+        Session::begin(Engine::client(config, server)?)
     }
 
-    fn new(mut tls: Connection) -> Session {
-        // What is given to it is bounded by its callers, who hand over one read at a time.
-        tls.set_buffer_limit(None);
-        Session { tls, early: Vec::new(), is_swollen: false, peer_closed: false, failure: None }
+    /// A client's hello is the answer to nothing.
+    fn begin(tls: Engine) -> Result<Session, rustls::Error> {
+        let mut session = Session {
+            tls,
+            held: Vec::new(),
+            unsent: Unsent::Nothing,
+            early: Vec::new(),
+            peer_closed: false,
+            failure: None,
+        };
+        session.open(&mut [], &mut |_| ())?;
+        Ok(session)
+    }
+
+    fn state(&self) -> &CommonState {
+        self.tls.state()
     }
 
     /// Returns the SPIFFE ID of the peer, whose certificate was verified in this handshake or in the resumed one.
     pub(crate) fn peer(&self) -> Option<SpiffeId> {
-        self.tls.peer_certificates().and_then(|chain| peer_id(chain).ok())
+        self.state().peer_certificates().and_then(|chain| peer_id(chain).ok())
     }
 
     /// Returns the certificate chain of the peer, leaf first; empty before it has shown one.
     pub(crate) fn peer_chain(&self) -> &[CertificateDer<'static>] {
-        self.tls.peer_certificates().unwrap_or_default()
+        self.state().peer_certificates().unwrap_or_default()
+    }
+
+    /// Returns the cipher suite, and the keys for what comes after everything encrypted so far.
+    pub(crate) fn into_secrets(self) -> Option<(SupportedCipherSuite, ExtractedSecrets)> {
+        let suite = self.state().negotiated_cipher_suite()?;
+        Some((suite, self.tls.into_secrets().ok()?))
     }
 
     /// Returns the protocol (ALPN) that was chosen.
     pub(crate) fn protocol(&self) -> Option<&[u8]> {
-        self.tls.alpn_protocol()
+        self.state().alpn_protocol()
     }
 
     /// Whether the handshake is complete.
     pub(crate) fn is_established(&self) -> bool {
-        !self.tls.is_handshaking() && self.failure.is_none()
+        !self.state().is_handshaking() && self.failure.is_none()
     }
 
     /// Whether encrypted bytes wait for the socket.
     pub(crate) fn owes(&self) -> bool {
-        self.tls.wants_write()
+        self.unsent.len() > 0
     }
 
     /// Returns the error that ended the session.
@@ -124,92 +150,89 @@ impl Session {
         std::mem::take(&mut self.early)
     }
 
-    /// Takes bytes of the peer, decrypts them and gives on the plaintext, record by record. Returns how many bytes `wire`
-    /// gave, at most `most` and one read.
-    fn open(
-        &mut self,
-        wire: &mut impl Read,
-        most: usize,
-        mut give: impl FnMut(&[u8]),
-    ) -> io::Result<Result<usize, rustls::Error>> {
-        let mut taken = 0;
-        while taken < most && !self.peer_closed {
-            match self.tls.read_tls(wire) {
-                Ok(0) => break,
-                Ok(bytes) => taken += bytes,
-                // The next call returns it.
-                Err(_) if taken > 0 => break,
-                Err(error) => return Err(error),
+    /// Decrypts what was held and has arrived since, and gives on the plaintext, record by record. The rest is held.
+    fn open(&mut self, arrived: &mut [u8], give: &mut impl FnMut(&[u8])) -> Result<(), rustls::Error> {
+        let mut answers = Vec::new();
+        let opened = self.tls.open(arrived, &mut answers, give);
+        self.unsent.push(&answers);
+        let kept = opened.and_then(|opened| {
+            self.peer_closed = opened.peer_closed;
+            let rest = arrived.get(opened.done..).filter(|_| !opened.peer_closed).unwrap_or_default();
+            if rest.len() > HELD {
+                return Err(rustls::Error::General("a handshake message in too many pieces".to_owned()));
             }
-            let processed = self.tls.process_new_packets();
-            let mut reader = self.tls.reader();
-            while let Ok(plain) = reader.fill_buf()
-                && !plain.is_empty()
-            {
-                give(plain);
-                let given = plain.len();
-                reader.consume(given);
-            }
-            match processed {
-                Ok(state) => self.peer_closed = state.peer_has_closed(),
-                Err(error) => {
-                    self.failure = Some(Broken::Tls(error.clone()));
-                    return Ok(Err(error));
-                }
-            }
+            self.held = rest.to_vec();
+            Ok(())
+        });
+        if let Err(error) = &kept {
+            self.failure = Some(Broken::Tls(error.clone()));
         }
-        self.is_swollen |= taken > STANDING;
-        Ok(Ok(taken))
+        kept
     }
 
-    /// Whether [`Session::slim`] would give back memory.
-    pub(crate) fn is_swollen(&self) -> bool {
-        self.is_swollen
-    }
-
-    /// Gives back the buffer in which large records are joined; the next one makes it again.
-    pub(crate) fn slim(&mut self) {
-        if std::mem::take(&mut self.is_swollen) {
-            // rustls makes it smaller before a read, whatever that brings.
-            let _nothing = self.tls.read_tls(&mut Dry);
-        }
-    }
-
-    /// Encrypts application bytes; [`Session::poll_flush`] sends them.
+    /// Encrypts application bytes and sends them; what the socket does not take waits for [`Session::poll_flush`]. After an
+    /// alert for an error, nothing more is sent.
     ///
     /// # Errors
     /// The session cannot encrypt any more.
-    pub(crate) fn seal(&mut self, plain: &[u8]) -> io::Result<()> {
-        self.tls.writer().write_all(plain)
+    pub(crate) fn seal(&mut self, stream: &TcpStream, plain: &[u8]) -> io::Result<()> {
+        if self.failure.is_some() {
+            return Ok(());
+        }
+        SEALED.with_borrow_mut(|sealed| {
+            let length = self.tls.seal(Outgoing::Bytes(plain), &mut self.held, sealed);
+            let sealed = sealed.get(..length.map_err(io::Error::other)?).unwrap_or_default();
+            self.unsent.write(stream, sealed);
+            Ok(())
+        })
     }
 
     /// Queues the close_notify, once.
     pub(crate) fn close(&mut self) {
-        self.tls.send_close_notify();
+        if self.failure.is_some() {
+            return;
+        }
+        let mut sealed = Vec::new();
+        // Keys may be used up: the FIN must say it then.
+        if let Ok(length) = self.tls.seal(Outgoing::CloseNotify, &mut self.held, &mut sealed) {
+            self.unsent.push(sealed.get(..length).unwrap_or_default());
+        }
     }
 
-    /// Reads from the socket until it has no more, `most` bytes at about, and gives on the plaintext. Returns the bytes
-    /// read, 0 after the peer's close_notify.
+    /// Reads once, `most` bytes at most, and gives on the plaintext. Returns the bytes read, 0 after the peer's
+    /// close_notify.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut TcpStream,
         most: usize,
-        give: impl FnMut(&[u8]),
+        mut give: impl FnMut(&[u8]),
     ) -> Poll<Result<usize, Broken>> {
         if self.peer_closed {
             return Poll::Ready(Ok(0));
         }
-        match self.open(&mut Arriving { stream, cx }, most, give) {
-            Ok(Ok(0)) => Poll::Ready(Err(Broken::Truncated)),
-            Ok(Ok(wire)) => Poll::Ready(Ok(wire)),
-            Ok(Err(error)) => {
+        if self.failure.is_some() {
+            return Poll::Ready(Err(Broken::Closed));
+        }
+        let held = std::mem::take(&mut self.held);
+        let read = poll_behind(stream, cx, &held, most, |bytes| {
+            let read = bytes.len() - held.len();
+            let opened = if read == 0 { Ok(()) } else { self.open(bytes, &mut give) };
+            opened.map(|()| read)
+        });
+        match read {
+            Poll::Pending => {
+                self.held = held;
+                Poll::Pending
+            }
+            Poll::Ready(Ok(Ok(0))) => Poll::Ready(Err(Broken::Truncated)),
+            Poll::Ready(Ok(Ok(read))) => Poll::Ready(Ok(read)),
+            Poll::Ready(Ok(Err(error))) => {
                 // The alert that says why; the socket has room for it, or the peer does not read.
                 let _sent = self.poll_flush(cx, stream, || {});
                 Poll::Ready(Err(error.into()))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-            Err(_) => Poll::Ready(Err(Broken::Reset)),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Reset)),
         }
     }
 
@@ -229,14 +252,11 @@ impl Session {
     ///
     /// # Errors
     /// They are not acceptable as the begin of a handshake.
-    pub(crate) fn begin_with(&mut self, mut flight: &[u8]) -> Result<(), rustls::Error> {
-        let (mut early, length) = (self.take_early(), flight.len());
-        let opened = self.open(&mut flight, length, |plain| early.extend_from_slice(plain));
+    pub(crate) fn begin_with(&mut self, flight: &[u8]) -> Result<(), rustls::Error> {
+        let mut early = self.take_early();
+        let opened = self.open(&mut flight.to_vec(), &mut |plain| early.extend_from_slice(plain));
         self.early = early;
-        match opened {
-            Ok(opened) => opened.map(drop),
-            Err(_) => Err(rustls::Error::General("the first bytes are no TLS handshake".to_owned())),
-        }
+        opened
     }
 
     /// Ready when the handshake is complete and its last flight has been sent.
@@ -249,7 +269,7 @@ impl Session {
             if ready!(self.poll_flush(cx, stream, || {})).is_err() {
                 return Poll::Ready(Err(Broken::Reset));
             }
-            if !self.tls.is_handshaking() {
+            if !self.state().is_handshaking() {
                 return Poll::Ready(Ok(()));
             }
             if ready!(self.poll_read_early(cx, stream))? == 0 {
@@ -258,23 +278,19 @@ impl Session {
         }
     }
 
-    /// Sends what is encrypted; `progress` is called whenever the socket took some of it.
+    /// Sends what is encrypted; `progress` is called if the socket took some of it.
     pub(crate) fn poll_flush(
         &mut self,
         cx: &mut Context<'_>,
         stream: &TcpStream,
-        progress: impl Fn(),
+        progress: impl FnOnce(),
     ) -> Poll<io::Result<()>> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut Nonblocking(stream)) {
-                Ok(_) => progress(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    ready!(stream.poll_write_ready(cx))?;
-                }
-                Err(error) => return Poll::Ready(Err(error)),
-            }
+        let before = self.unsent.len();
+        let flushed = self.unsent.poll_flush(cx, stream);
+        if self.unsent.len() != before {
+            progress();
         }
-        Poll::Ready(Ok(()))
+        flushed
     }
 }
 
@@ -316,47 +332,5 @@ fn told(error: &rustls::Error) -> String {
             "the client's identity may not use this service".to_owned()
         }
         (None, error) => error.to_string(),
-    }
-}
-
-/// A socket for rustls, which reads synchronously.
-struct Arriving<'a, 'b> {
-    stream: &'a mut TcpStream,
-    cx: &'a mut Context<'b>,
-}
-
-impl Read for Arriving<'_, '_> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let mut read = ReadBuf::new(bytes);
-        match Pin::new(&mut *self.stream).poll_read(self.cx, &mut read) {
-            Poll::Ready(done) => done.map(|()| read.filled().len()),
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-}
-
-/// A socket without bytes.
-struct Dry;
-
-impl Read for Dry {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-}
-
-/// A socket for rustls, which writes synchronously.
-struct Nonblocking<'a>(&'a TcpStream);
-
-impl Write for Nonblocking<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-
-    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        self.0.try_write_vectored(parts)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

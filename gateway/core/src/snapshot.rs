@@ -4,13 +4,19 @@
 mod bindings;
 mod builder;
 mod candidate;
+mod endpoint;
 mod group;
+mod health;
 mod list;
+mod loads;
 mod name;
 mod names;
 mod reach;
+mod ready_counts;
 mod service;
 mod shared;
+mod spill;
+mod split;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,12 +28,17 @@ use crate::ends::Ends;
 
 pub(crate) use bindings::{Bindings, LearnedBindings};
 pub(crate) use builder::{CompilerState, SnapshotBuilder};
+pub use endpoint::{Endpoint, EndpointMeta};
 pub(crate) use group::Group;
 use list::List;
 pub use name::Name;
 pub(crate) use names::Claim;
 use names::Names;
-pub use service::{Endpoint, EndpointMeta, Resolved, Rules, Service};
+pub use service::{Resolved, Rules, Service};
+pub(crate) use spill::Load;
+#[cfg(test)]
+pub(crate) use spill::{Count, loads};
+pub(crate) use split::{Part, Split};
 
 /// All tables at one moment.
 #[derive(Clone, Debug)]

@@ -47,9 +47,10 @@ pub(crate) async fn pass(
         let gate: Arc<dyn Gate> = Arc::<Doorkeeper>::clone(&door);
         let shaken = handshake(client, flight, (tables, route), account.conn.sni.get(), &gate).await;
         match shaken {
-            Ok(()) => proven(client, account, worker),
+            Ok(()) => proven(client, service, account, worker),
             Err(broken) => {
-                let reason = broken.record(&mut account.identities);
+                let recorded = broken.record(&mut account.identities);
+                let reason = if is_about_the_service(&broken) { Reason::TlsFailed } else { recorded };
                 if let Some((client, access)) = door.client.get() {
                     account.identities.calls_as(Some(client.clone()));
                     let decision = access.decide(&door.caller(client));
@@ -65,13 +66,19 @@ pub(crate) async fn pass(
     access::admit(service, account)
 }
 
-/// Records who the client has proven to be.
-fn proven(client: &Leg, account: &mut Account, worker: &Worker) {
+/// Whether the client refuses the service: its alert is not about itself.
+fn is_about_the_service(broken: &Broken) -> bool {
+    matches!(broken, Broken::Tls(rustls::Error::AlertReceived(_)))
+}
+
+/// Records who the client has proven to be, and the gateway to it.
+fn proven(client: &Leg, service: &Service, account: &mut Account, worker: &Worker) {
     let Some(session) = client.session() else { return };
     account.identities.calls_as(session.peer());
     let chain = worker.process.chains.intern(Role::Client, session.peer_chain());
     account.conn.admit(|admission| {
         admission.caller = session.peer();
+        admission.presented = service.issued_identity().cloned();
         let [client, _] = &mut admission.chains;
         *client = Some(chain);
     });

@@ -32,6 +32,12 @@ impl Unsent {
         }
     }
 
+    /// Writes bytes behind those that are unsent; what the sink does not accept is unsent, too.
+    pub(crate) fn write(&mut self, sink: &TcpStream, bytes: &[u8]) {
+        let wrote = if self.len() == 0 { sink.try_write(bytes).unwrap_or(0) } else { 0 };
+        self.push(bytes.get(wrote..).unwrap_or_default());
+    }
+
     /// Bytes unsent.
     pub(crate) fn len(&self) -> usize {
         match self {

@@ -1,8 +1,6 @@
 //! Watches the configuration file and passes edits to `control`: decides when to check the file, when it is complete,
 //! and when it is missing. `config` validates an edit.
 
-mod watcher;
-
 use std::fs::{self, Metadata};
 use std::hash::Hasher as _;
 use std::io::{self, Read as _};
@@ -13,9 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use isthmus_certs::input;
 use isthmus_model::file::LARGEST;
+use isthmus_watch::FileWatcher;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
-use self::watcher::{Seen, Watcher};
 use crate::config;
 use crate::control::Control;
 
@@ -34,9 +33,10 @@ const PACE: Duration = Duration::from_millis(20);
 
 /// Applies edits of `file`, forever. Reading, checking and compiling happen on a blocking thread.
 pub(crate) async fn run(file: PathBuf, control: Arc<Control>) -> io::Result<()> {
-    let seen = Arc::new(Seen::default());
+    let news = Arc::new(Notify::new());
+    let wake = Arc::clone(&news);
     let watch = Watch {
-        watcher: Watcher::new(Arc::clone(&seen)),
+        watcher: FileWatcher::new("the configuration file", move || wake.notify_one()),
         settling: Settling::default(),
         content: None,
         is_first: true,
@@ -53,7 +53,7 @@ pub(crate) async fn run(file: PathBuf, control: Arc<Control>) -> io::Result<()> 
         });
         let woken = async {
             tokio::select! {
-                () = seen.something() => {}
+                () = news.notified() => {}
                 () = control.recheck.notified() => {}
             }
         };
@@ -66,7 +66,7 @@ pub(crate) async fn run(file: PathBuf, control: Arc<Control>) -> io::Result<()> 
 struct Watch {
     file: PathBuf,
     control: Arc<Control>,
-    watcher: Watcher,
+    watcher: FileWatcher,
     settling: Settling,
     /// Hash of the last content that was checked.
     content: Option<u64>,

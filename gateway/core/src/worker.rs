@@ -12,6 +12,7 @@ use crate::chains::Chains;
 use crate::config::Own;
 use crate::config::settings::Fixed;
 use crate::family::Families;
+use crate::health::Health;
 use crate::limits::Limits;
 use crate::live::Live;
 use crate::log::LineLog;
@@ -19,7 +20,6 @@ use crate::metrics::{Metrics, WorkerCounters};
 use crate::pipe::Pool;
 use crate::snapshot::Snapshot;
 use crate::socket;
-use crate::suspects::Suspects;
 use crate::turn::Turns;
 use isthmus_certs::Trust;
 
@@ -42,8 +42,8 @@ pub struct Process {
     pub trust: OnceLock<Trust>,
     /// Bound addresses, once set.
     pub own: OnceLock<Vec<Bound>>,
-    /// Endpoints queued for the gateway's own hello.
-    pub suspects: Suspects,
+    /// The health of endpoints.
+    pub health: Health,
     /// Address families without a route on this machine.
     pub families: Families,
     /// Sockets that bindings call for.
@@ -71,6 +71,8 @@ impl Process {
         metrics: Arc<Metrics>,
         logs: Logs,
     ) -> Process {
+        let health = Health::default();
+        health.probe(tables.services().filter(|one| one.rules.health.probes()).cloned().collect());
         Process {
             fixed,
             tables: ArcSwap::from_pointee(tables),
@@ -80,7 +82,7 @@ impl Process {
             chains: Chains::default(),
             trust: OnceLock::new(),
             own: OnceLock::new(),
-            suspects: Suspects::default(),
+            health,
             families: Families::default(),
             binding_sockets,
             tasks: Arc::default(),

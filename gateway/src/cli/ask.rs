@@ -12,7 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::timeout;
 
 use super::status::status;
-use super::text::{connections, drain, explanation, routes, services};
+use super::text::{connections, drain, explanation, matrix, routes, services};
 use super::{Page, Question, Where, say};
 
 /// Sends the query and prints the answer.
@@ -30,6 +30,7 @@ fn render(question: &Question, answer: &Answer) -> Result<String, NotThePage> {
         Question::Drain { .. } => drain(&answer.page()?),
         Question::Routes { .. } => routes(&answer.page()?),
         Question::Services { .. } => services(&answer.page()?),
+        Question::Matrix { .. } => matrix(&answer.page()?),
         Question::Connections { .. } => connections(&answer.page()?),
         Question::Explain { .. } => explanation(&answer.page()?),
     })
@@ -41,6 +42,7 @@ fn request(question: &Question) -> (&Where, Method, String) {
         Question::Drain { at } => (at, Method::POST, "/drain".to_owned()),
         Question::Routes { at, page } => (at, Method::GET, paged("/routes", page)),
         Question::Services { at, page } => (at, Method::GET, paged("/services", page)),
+        Question::Matrix { at } => (at, Method::GET, "/matrix".to_owned()),
         Question::Connections { at, page } => (at, Method::GET, paged("/connections", page)),
         Question::Explain { sni, from, identity, alpn, listener, at } => {
             let parts = [

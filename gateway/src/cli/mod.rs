@@ -192,6 +192,12 @@ Examples:
         #[command(flatten)]
         at: Where,
     },
+    /// Show how this gateway reaches the gateways of other clusters: round trip, jitter, loss, state
+    #[command(after_help = "Example:\n  isthmus-gateway matrix --json")]
+    Matrix {
+        #[command(flatten)]
+        at: Where,
+    },
     /// List open connections
     #[command(after_help = "Example:\n  isthmus-gateway connections --name db.example --limit 20")]
     Connections {

@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 
 use isthmus_model::admin::StoreHealth;
-use isthmus_model::admin::gateway::{AgentContact, Bindings, Status, Trust};
+use isthmus_model::admin::gateway::{
+    AbortedPart, AgentContact, Bindings, EndpointHealth, Matrix, Status, Trust,
+};
+use isthmus_model::matrix::{Row, State};
 
 use super::text::{or_dash, table};
 
@@ -90,14 +93,56 @@ fn problems(answer: &Status) -> Vec<String> {
         }
         found.extend(damage.as_ref().map(|why| format!("state was damaged: {why}")));
     }
+    found.extend(of_endpoints(&answer.endpoint_health));
+    found.extend(of_matrix(&answer.matrix));
     if answer.endpoints_failing > 0 {
         found.push(format!("{} endpoints are failing; `services` names them", answer.endpoints_failing));
+    }
+    for AbortedPart { service, part } in &answer.split_aborts {
+        found.push(format!("{service}: {part} was taken out of the split: too many of its connections failed; mend it, then edit the split"));
     }
     if answer.access_log_dropped > 0 {
         let count = answer.access_log_dropped;
         found.push(format!("{count} lines of the access log were dropped: nothing reads it fast enough"));
     }
     found
+}
+
+fn of_endpoints(health: &EndpointHealth) -> Vec<String> {
+    let each = health.listed.iter().map(|one| {
+        let cluster = one.cluster.as_ref().map(|cluster| format!(" (cluster {cluster})")).unwrap_or_default();
+        format!(
+            "{}: endpoint {}{cluster} is unhealthy since {}: {}",
+            one.service, one.address, one.since, one.why
+        )
+    });
+    let mut found: Vec<_> = each.collect();
+    let more = health.unhealthy.saturating_sub(health.listed.len() as u64);
+    if more > 0 {
+        found.push(format!("{more} more endpoints are unhealthy; `services` shows them"));
+    }
+    if health.stretch >= 2.0 {
+        let (stretch, probed) = (health.stretch, health.probed);
+        found.push(format!(
+            "{probed} endpoints are probed, too many for 500 probes a second: intervals are {stretch:.0} times as long as configured"
+        ));
+    }
+    found
+}
+
+fn of_matrix(matrix: &Matrix) -> Vec<String> {
+    let Matrix { rows, cut_off_since, left_out } = matrix;
+    let cut_off = cut_off_since.map(|_| {
+        "cut off: no gateway of another cluster answers; the last good addresses stay in use".to_owned()
+    });
+    let down = rows.iter().filter(|row| row.state == State::Down).map(|row| {
+        let Row { cluster, address, why, .. } = row;
+        format!("gateway {address} of cluster {cluster} is down: {}", or_dash(why.as_ref()))
+    });
+    let left_out = (*left_out > 0).then(|| {
+        format!("{left_out} gateway addresses of other clusters are not probed: there are too many")
+    });
+    cut_off.into_iter().chain(down).chain(left_out).collect()
 }
 
 fn of_trust(trust: &Trust) -> Vec<String> {
@@ -153,6 +198,12 @@ mod tests {
         bad["ready"] = json!(false);
         bad["listeners"][0]["not_open"] = json!([{ "address": "10.0.0.1:20001", "why": "in use" }]);
         bad["bindings"] = json!({ "hosts": 2, "conflicts": ["240.15.0.7"] });
+        let unhealthy = json!({
+            "service": "db.example:3306", "address": "10.9.0.1:15443", "cluster": "west",
+            "since": "2026-12-01T00:00:00Z", "why": "tls probe: not_served",
+        });
+        bad["endpoint_health"] =
+            json!({ "probed": 9000, "stretch": 6.1, "unhealthy": 3, "listed": [unhealthy] });
         let text = page(&bad);
         assert!(!text.contains('\u{1b}'), "{text}");
         let at = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is not in {text}"));
@@ -163,6 +214,9 @@ mod tests {
             "state is not persisted: disk full",
             "listener east-west is not open at 10.0.0.1:20001: in use",
             "240.15.0.7 is claimed by several hosts",
+            "db.example:3306: endpoint 10.9.0.1:15443 (cluster west) is unhealthy since 2026-12-01T00:00:00Z: tls probe: not_served",
+            "2 more endpoints are unhealthy",
+            "9000 endpoints are probed, too many for 500 probes a second: intervals are 6 times as long",
         ];
         for problem in problems {
             assert!(at("PROBLEMS") < at(problem) && at(problem) < at("phase"), "{text}");

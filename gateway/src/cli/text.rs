@@ -8,8 +8,9 @@ use isthmus_certs::printable::printable;
 use isthmus_model::access::Verdict;
 use isthmus_model::admin::WouldDecide;
 use isthmus_model::admin::gateway::{
-    Connection, DownEndpoint, Draining, Endpoint, Ends, Explanation, Matched, Paged, Routes, Service,
+    Connection, DownEndpoint, Draining, Endpoint, Ends, Explanation, Matched, Matrix, Paged, Routes, Service,
 };
+use isthmus_model::matrix::Row;
 use owo_colors::OwoColorize;
 
 pub(super) fn table(header: &[&str]) -> Table {
@@ -55,6 +56,26 @@ pub(super) fn routes(answer: &Routes) -> String {
     text
 }
 
+pub(super) fn matrix(answer: &Matrix) -> String {
+    if answer.rows.is_empty() {
+        return "No gateway of another cluster is in the tables.\n".to_owned();
+    }
+    let mut table = table(&["cluster", "gateway", "address", "class", "measured", "why"]);
+    for row in &answer.rows {
+        let Row { cluster, gateway, address, class, why, .. } = row;
+        let (class, why) = (class.to_string(), or_dash(why.as_ref()));
+        table.add_row([cluster, gateway, address, &class, &row.summary(), &why]);
+    }
+    let left_out = match answer.left_out {
+        0 => String::new(),
+        count => format!("{count} addresses are not probed: there are too many\n"),
+    };
+    let cut_off = answer.cut_off_since.map_or("", |_| CUT_OFF);
+    format!("{cut_off}{table}\n{left_out}")
+}
+
+const CUT_OFF: &str = "No gateway of another cluster answers: this gateway seems to be cut off. The last good addresses stay in use.\n\n";
+
 pub(super) fn connections(answer: &Paged<Connection>) -> String {
     let columns = [
         "id",
@@ -95,7 +116,8 @@ fn paging_hint<T>(page: &Paged<T>) -> String {
     }
 }
 
-const ENDPOINT: [&str; 6] = ["address", "instance", "weight", "healthy", "failures", "connections"];
+const ENDPOINT: [&str; 7] =
+    ["address", "instance", "priority", "weight", "healthy", "failures", "connections"];
 
 pub(super) fn services(answer: &Paged<Service>) -> String {
     let mut table = table(&[&["service", "balance"], &ENDPOINT[..]].concat());
@@ -114,7 +136,10 @@ pub(super) fn services(answer: &Paged<Service>) -> String {
             table.add_row(lead().chain([Cell::new("no endpoints")]));
         }
     }
-    format!("{table}\n{}", paging_hint(answer))
+    let policy = |service: &Service| format!("traffic of {}: {}\n", service.service, service.traffic);
+    let policies: String =
+        answer.items.iter().filter(|service| service.traffic != "default").map(policy).collect();
+    format!("{table}\n{policies}{}", paging_hint(answer))
 }
 
 /// Renders an endpoint that failed its probes while the agent is unreachable.
@@ -123,16 +148,17 @@ fn describe_down(endpoint: &DownEndpoint) -> String {
     format!("{address} down since {since} (stale: probe): {why}")
 }
 
-fn endpoint_row(endpoint: &Endpoint) -> [Cell; 6] {
+fn endpoint_row(endpoint: &Endpoint) -> [Cell; 7] {
     let healthy = match (endpoint.healthy, endpoint.demoted) {
-        (false, _) if coloured() => Cell::new("ejected").fg(Color::Red),
-        (false, _) => Cell::new("ejected"),
+        (false, _) if coloured() => Cell::new("unhealthy").fg(Color::Red),
+        (false, _) => Cell::new("unhealthy"),
         (true, true) => Cell::new("demoted"),
         (true, false) => Cell::new("yes"),
     };
     [
         Cell::new(&endpoint.address),
         Cell::new(or_dash(endpoint.instance.as_ref())),
+        Cell::new(endpoint.priority),
         Cell::new(endpoint.weight),
         healthy,
         Cell::new(endpoint.failures),
@@ -190,6 +216,25 @@ fn describe_ends(ends: &Ends) -> String {
 
 fn describe_match(matched: &Matched) -> String {
     let mut text = format!("service: {} ({})\n", matched.service, matched.balance);
+    text += &format!("traffic: {}\n", matched.traffic);
+    for part in &matched.split {
+        let aborted = if part.aborted { ": taken out, too many of its connections failed" } else { "" };
+        text += &format!("split: {} (weight {}){aborted}\n", part.to, part.weight);
+    }
+    if matched.priorities.len() > 1 || matched.priorities.iter().any(|priority| priority.health < 100) {
+        let mut table = table(&["part", "priority", "endpoints", "health %", "share %", "panic"]);
+        for priority in &matched.priorities {
+            table.add_row([
+                or_dash(priority.part.as_ref()),
+                priority.priority.to_string(),
+                priority.endpoints.to_string(),
+                priority.health.to_string(),
+                priority.share.to_string(),
+                if priority.panic { "yes" } else { "no" }.to_owned(),
+            ]);
+        }
+        text += &format!("priorities, the nearest first:\n{table}\n");
+    }
     if !matched.endpoints.is_empty() {
         let mut table = table(&ENDPOINT);
         for endpoint in &matched.endpoints {

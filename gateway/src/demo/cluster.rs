@@ -91,13 +91,14 @@ impl Cluster {
     pub(super) fn register(&self, file: &str, services: &[&Service]) -> Result<(), Broken> {
         let mut yaml = "services:\n".to_owned();
         for service in services {
-            let (host, alias, port, id) = (service.host(), service.alias(), service.port(), &service.id);
+            let Service { id, merge, endpoints, .. } = service;
+            let (host, alias, port) = (service.host(), service.alias(), service.port());
             // Writing to a String cannot fail.
             let _ok = write!(
                 yaml,
-                "- host: {host}\n  port: {port}\n  aliases: [{alias}]\n  identities: ['{id}']\n  endpoints:\n"
+                "- host: {host}\n  port: {port}\n  aliases: [{alias}]\n  identities: ['{id}']\n  merge: {merge}\n  endpoints:\n"
             );
-            for endpoint in &service.endpoints {
+            for endpoint in endpoints {
                 let (address, instance) = (endpoint.address, &endpoint.instance);
                 let _ok = writeln!(yaml, "  - {{ address: '{address}', instance: {instance} }}");
             }
@@ -132,6 +133,13 @@ impl Running {
         let mut following = self.control.following.subscribe();
         let there = following.wait_for(|now| now.connected && now.slices >= slices).await;
         there.map(drop).map_err(Broken::cannot("wait for a gateway"))
+    }
+
+    /// Number of a host's endpoints in its tables.
+    pub(super) fn endpoints(&self, host: &str) -> usize {
+        let tables = self.control.process.tables.load();
+        let services = tables.services().filter(|service| service.host.to_string() == host);
+        services.map(|service| service.endpoints.len()).sum()
     }
 
     fn end(&mut self) -> bool {

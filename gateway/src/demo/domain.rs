@@ -115,10 +115,9 @@ impl Member {
         Ok(Box::new(move || Arc::clone(&config)))
     }
 
-    /// Returns a client that accepts any server of the domain `servers`; the demo checks for each call that it was
-    /// the right one.
-    pub(super) fn client(self, servers: &TrustDomain) -> Result<ClientTls, Broken> {
-        let client = Client::new(self.trust.clone(), Peer::Domain(servers.clone()), &[])
+    /// Returns a client that accepts these servers; the demo checks for each call that it was the right one.
+    pub(super) fn client(self, servers: Peer) -> Result<ClientTls, Broken> {
+        let client = Client::new(self.trust.clone(), servers, &[])
             .map_err(Broken::cannot("configure the client's TLS"))?;
         Ok(Box::new(move || {
             let _followed = &self;

@@ -8,6 +8,7 @@ mod call;
 mod cluster;
 mod domain;
 mod failover;
+mod finale;
 mod joining;
 mod next;
 mod outage;
@@ -16,6 +17,7 @@ mod reload;
 mod screen;
 mod service;
 mod tour;
+mod traffic;
 mod world;
 
 use std::error::Error;
@@ -122,6 +124,7 @@ async fn story(screen: &mut Screen) -> Result<World, Broken> {
     failover::kill_under_traffic(screen, &mut world).await?;
     outage::end_an_agent(screen, &mut world).await?;
     plain::call_without_tls(screen, &world).await?;
+    finale::move_and_return(screen, &mut world).await?;
     Ok(world)
 }
 

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::Broken;
+use super::agent::Reserved;
 use super::domain::{Domain, Member, ServerTls};
 use isthmus_core::socket;
 
@@ -35,18 +36,26 @@ pub(super) struct Service {
     name: &'static str,
     namespace: &'static str,
     pub(super) id: SpiffeId,
+    /// Whether it is one service with the same host of the other cluster.
+    pub(super) merge: bool,
     pub(super) endpoints: Vec<Endpoint>,
 }
 
-/// One endpoint; it serves until it is killed or dropped.
+/// One endpoint; it serves until it is killed, closed or dropped, and keeps its address.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) instance: String,
     pub(super) address: SocketAddr,
     /// Its certificate; no other endpoint has the key.
     pub(super) leaf: CertificateDer<'static>,
-    accepted: Arc<AtomicU64>,
-    kill: Option<oneshot::Sender<()>>,
+    serving: Arc<Serving>,
+    running: Option<Running>,
+    _port: Reserved,
+}
+
+#[derive(Debug)]
+struct Running {
+    kill: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
@@ -60,7 +69,7 @@ impl Service {
         door: impl Fn(Member) -> Result<ServerTls, Broken>,
     ) -> Result<Service, Broken> {
         let id = domain.workload(namespace, name)?;
-        let mut service = Service { name, namespace, id, endpoints: Vec::new() };
+        let mut service = Service { name, namespace, id, merge: false, endpoints: Vec::new() };
         for index in 0..count {
             let instance = service.instance(index);
             let names = vec![service.host(), service.alias(), service.host_of(index)];
@@ -69,6 +78,11 @@ impl Service {
             service.endpoints.push(Endpoint::start(instance, id, leaf, door(member)?).await?);
         }
         Ok(service)
+    }
+
+    /// Makes it one service with the same host of the other cluster.
+    pub(super) fn merged(self) -> Service {
+        Service { merge: true, ..self }
     }
 
     pub(super) fn host(&self) -> String {
@@ -110,30 +124,43 @@ impl Endpoint {
         leaf: CertificateDer<'static>,
         tls: ServerTls,
     ) -> Result<Endpoint, Broken> {
-        let bound = async {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-            Ok::<_, io::Error>((listener.local_addr()?, listener))
-        };
-        let (address, listener) = bound.await.map_err(Broken::cannot("bind an endpoint"))?;
-        let accepted = Arc::new(AtomicU64::new(0));
+        let port = Reserved::new()?;
+        let (address, accepted) = (port.address, AtomicU64::new(0));
+        let serving = Arc::new(Serving { instance: instance.clone(), own, tls, accepted });
+        let mut endpoint = Endpoint { instance, address, leaf, serving, running: None, _port: port };
+        endpoint.revive().await?;
+        Ok(endpoint)
+    }
+
+    /// Serves, also after it was killed or closed.
+    pub(super) async fn revive(&mut self) -> Result<(), Broken> {
+        let listener = TcpListener::bind(self.address).await.map_err(Broken::cannot("bind an endpoint"))?;
         let (kill, killed) = oneshot::channel();
-        let serving = Serving { instance: instance.clone(), own, tls, accepted: Arc::clone(&accepted) };
-        let task = tokio::spawn(Arc::new(serving).run(listener, killed));
-        Ok(Endpoint { instance, address, leaf, accepted, kill: Some(kill), task })
+        let task = tokio::spawn(Arc::clone(&self.serving).run(listener, killed));
+        self.running = Some(Running { kill, task });
+        Ok(())
     }
 
     /// Number of connections that reached it.
     pub(super) fn accepted(&self) -> u64 {
-        self.accepted.load(Relaxed)
+        self.serving.accepted.load(Relaxed)
+    }
+
+    /// Closes its port at once. Answers in progress are finished.
+    pub(super) async fn close(&mut self) {
+        if let Some(Running { task, .. }) = self.running.take() {
+            task.abort();
+            let _ended = task.await;
+        }
     }
 
     /// Kills it under load: it resets the next [`LAST_CALLERS`] connections, then closes its port. Answers in progress
     /// are finished. Returns when the port is closed.
     pub(super) async fn kill(&mut self) {
-        if let Some(kill) = self.kill.take() {
+        if let Some(Running { kill, task }) = self.running.take() {
             // Both fail only if the task has already ended.
             let _ended = kill.send(());
-            let _ended = (&mut self.task).await;
+            let _ended = task.await;
         }
     }
 }
@@ -142,7 +169,13 @@ struct Serving {
     instance: String,
     own: SpiffeId,
     tls: ServerTls,
-    accepted: Arc<AtomicU64>,
+    accepted: AtomicU64,
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").field("instance", &self.instance).finish_non_exhaustive()
+    }
 }
 
 impl Serving {

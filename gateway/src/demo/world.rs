@@ -5,7 +5,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use isthmus_certs::{SpiffeId, TrustFiles};
+use isthmus_certs::{Peer, SpiffeId, TrustFiles};
 use tempfile::TempDir;
 
 use super::Broken;
@@ -26,8 +26,9 @@ const HOSTS: usize = 4;
 /// East exports the shared workspace, and one instance by name.
 const EAST: &str = "\
 exports: [{ workspace: ['*/bookinfo'], instances: [productpage-1] }]
+imports: [{ cluster: west, hosts: ['*.bookinfo'], gatewayCIDRs: [127.0.0.0/8] }]
 ";
-/// West imports the shared workspace and allows short names. It also allows gateways on loopback, which the default
+/// West the same. Both import the other's part with its short names, and allow gateways on loopback, which the default
 /// does not.
 const WEST: &str = "\
 exports: [{ workspace: ['*/bookinfo'] }]
@@ -38,6 +39,8 @@ imports: [{ cluster: east, hosts: ['*.bookinfo'], gatewayCIDRs: [127.0.0.0/8] }]
 pub(super) struct World {
     /// West's client at west's gateway, with a certificate.
     pub(super) client: Client,
+    /// The same client, for a service of both clusters: it accepts every domain with a bundle.
+    pub(super) everyone: Client,
     /// The same client without a certificate.
     pub(super) stranger: Client,
     pub(super) client_id: SpiffeId,
@@ -51,6 +54,9 @@ pub(super) struct World {
     pub(super) ratings: Service,
     /// In a namespace that is not shared.
     pub(super) ledger: Service,
+    /// Run, but are not registered at first; one service, as both clusters say.
+    pub(super) catalog_east: Service,
+    pub(super) catalog_west: Service,
     pub(super) east: Cluster,
     pub(super) west: Cluster,
     /// The last field: removed after everything else has stopped.
@@ -70,14 +76,18 @@ impl World {
         let mut west = domain("west", &folder("west"))?;
         let client_id = west.workload("shop", "web")?;
         let client_files = west.issue("web", client_id.clone(), Vec::new())?;
-        let mutual = |member: Member| member.server(&west.name);
+        let callers = west.name.clone();
+        let mutual = |member: Member| member.server(&callers);
         let productpage = Service::start("productpage", SHARED, 2, &mut east, mutual).await?;
         let details = Service::start("details", SHARED, 1, &mut east, mutual).await?;
         let reviews = Service::start("reviews", SHARED, 1, &mut east, mutual).await?;
         let ratings = Service::start("ratings", SHARED, 1, &mut east, Member::open_server).await?;
         let ledger = Service::start("ledger", "payroll", 1, &mut east, mutual).await?;
+        let catalog_east = Service::start("catalog", SHARED, 1, &mut east, mutual).await?.merged();
+        let catalog_west = Service::start("catalog", SHARED, 1, &mut west, mutual).await?.merged();
         let strange = stranger(east.root()?)?;
-        let known = Member::load(client_files.clone())?.client(&east.name)?;
+        let known = Member::load(client_files.clone())?.client(Peer::Domain(east.name.clone()))?;
+        let trusting = Member::load(client_files.clone())?.client(Peer::Trusted)?;
 
         let plain = plain::listener(&productpage, &client_id, &client_files);
         let east = Cluster::start(east, &folder("east"), EAST, "").await?;
@@ -87,6 +97,7 @@ impl World {
         let outbound = west.gateway.address_of("listener outbound")?;
         let world = World {
             client: Client::new(known, outbound),
+            everyone: Client::new(trusting, outbound),
             stranger: Client::new(strange, outbound),
             client_id,
             client_files,
@@ -95,6 +106,8 @@ impl World {
             reviews,
             ratings,
             ledger,
+            catalog_east,
+            catalog_west,
             east,
             west,
             directory,

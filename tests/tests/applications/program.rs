@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -29,19 +30,27 @@ pub(crate) fn two_sites() -> Result<Star, String> {
     if is_root() { Star::new(2) } else { Err("network namespaces require root".to_owned()) }
 }
 
-/// A network namespace whose programs resolve these names, by a hosts file of their own.
+/// A network namespace whose programs resolve names by files of their own.
 #[derive(Debug)]
 pub(crate) struct Site {
     namespace: String,
     hosts: NamedTempFile,
+    resolver: NamedTempFile,
 }
 
 impl Site {
-    /// `hosts` are lines of a hosts file.
+    /// `hosts` are lines of a hosts file; there is no name server.
     pub(crate) fn new(namespace: &str, hosts: &[String]) -> Site {
-        let mut file = NamedTempFile::new().unwrap();
-        writeln!(file, "127.0.0.1 localhost\n{}", hosts.join("\n")).unwrap();
-        Site { namespace: namespace.to_owned(), hosts: file }
+        let [mut own, resolver] = [(); 2].map(|()| NamedTempFile::new().unwrap());
+        writeln!(own, "127.0.0.1 localhost\n{}", hosts.join("\n")).unwrap();
+        Site { namespace: namespace.to_owned(), hosts: own, resolver }
+    }
+
+    /// A site whose programs ask this name server, and nothing else.
+    pub(crate) fn asking(namespace: &str, server: Ipv4Addr) -> Site {
+        let mut site = Site::new(namespace, &[]);
+        writeln!(site.resolver, "nameserver {server}\noptions timeout:1").unwrap();
+        site
     }
 
     /// Its network namespace.
@@ -55,8 +64,12 @@ impl Site {
         command
             .arg(format!("--net=/run/netns/{}", self.namespace))
             .args(["unshare", "--mount", "setpriv", "--pdeathsig=KILL"])
-            .args(["sh", "-c", r#"mount --bind "$0" /etc/hosts && exec "$@""#])
-            .arg(self.hosts.path())
+            .args([
+                "sh",
+                "-ec",
+                r#"mount --bind "$0" /etc/hosts; mount --bind "$1" /etc/resolv.conf; shift; exec "$@""#,
+            ])
+            .args([self.hosts.path(), self.resolver.path()])
             .arg(program);
         command
     }

@@ -1,14 +1,16 @@
 //! A MariaDB replica in one site follows its source in another by the source's own name, whatever changes on the way.
 
-use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::thread;
 use std::time::Duration;
 
-use isthmus_tests::ends::{Domains, id};
+use isthmus_tests::cluster::Cluster;
 use isthmus_tests::gateway::Gateway;
 use isthmus_tests::netns::Star;
-use isthmus_tests::setup::{Setup, service, service_of};
+use isthmus_tests::setup::Setup;
+use isthmus_tests::sidecarless::{
+    CAPTURE, DNS, LISTENER, capture, cluster, issued, managed, requirements, route,
+};
 use isthmus_tests::skip;
 use isthmus_tests::wait::until;
 use rustix::process::Signal;
@@ -22,82 +24,103 @@ const NAMES: [&str; 3] = [
     "src-db-pxc-2.pxc.svc.cluster.local",
 ];
 const PORT: u16 = 3306;
+const REPLICA: &str = "spiffe://west.example/ns/pxc/sa/replica";
+const SOURCE: &str = "spiffe://east.example/ns/pxc/sa/db";
 const CUT: Duration = Duration::from_secs(20);
 /// Time without rows, longer than the gateways' idle timeout.
 const QUIET: Duration = Duration::from_secs(7);
+/// Certificates live this long, and are renewed after two thirds of it.
+const LIFETIME: &str = "30s";
 const REPLICATION: (&str, &str) = ("repl", "secret");
+const EAST: usize = 1;
+const WEST: usize = 2;
+/// The name server of west's machine is not there: `capture` leads to the agent.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 53);
 
-/// The address of an instance's server in east, or of its listener in west.
-fn at(leg: u8, instance: usize) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::new(10, 78, leg, 10 + u8::try_from(instance).unwrap()), PORT)
+/// The address of a server in east.
+fn at(instance: usize) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(10, 78, 1, 10 + u8::try_from(instance).unwrap()), PORT)
 }
 
-/// The two sites and the identities of their gateways.
+/// The two sites, each with its agent.
 struct World {
-    domains: Domains,
-    net: Star,
+    clusters: [Cluster; 2],
+    setups: [Setup; 2],
     east: Site,
     west: Site,
+    net: Star,
 }
 
 impl World {
     fn new() -> Result<World, String> {
         let net = two_sites()?;
+        requirements(&[])?;
         for place in 0..4 {
-            for leg in [1, 2] {
-                net.adopt(leg.into(), *at(leg, place).ip())?;
-            }
+            net.adopt(EAST, *at(place).ip())?;
         }
-        let names: Vec<_> =
-            NAMES.iter().enumerate().map(|(place, name)| format!("{} {name}", at(2, place).ip())).collect();
-        let domains = Domains::new();
-        domains.issue("east", "server");
-        domains.issue("west", "replica");
-        Ok(World { domains, east: Site::new(net.leg(1), &[]), west: Site::new(net.leg(2), &names), net })
+        route(&net, WEST, EAST)?;
+        let mut clusters =
+            [("east", EAST), ("west", WEST)].map(|(name, leg)| cluster(name, (&net, leg), LIFETIME));
+        let [east, west] = &mut clusters;
+        east.trust_cluster(west);
+        west.trust_cluster(east);
+        for (key, value) in [
+            (
+                "gateways",
+                format!("[{{ name: gw-1, address: {}, identities: ['{SOURCE}'] }}]", Star::address(EAST)),
+            ),
+            ("exports", "[{ hosts: ['*.pxc.svc.cluster.local'], instances: ['*'] }]".to_owned()),
+            ("peers", format!("[{}]", west.as_peer())),
+        ] {
+            east.set(key, &value);
+        }
+        for (key, value) in [
+            ("gateways", format!("[{{ name: gw-1, identities: ['{REPLICA}'] }}]")),
+            (
+                "imports",
+                "[{ cluster: east, hosts: ['*.pxc.svc.cluster.local'], gatewayCIDRs: [10.78.0.0/16] }]"
+                    .to_owned(),
+            ),
+            ("virtual_addresses", "{ ipv4: 240.15.0.0/16 }".to_owned()),
+            ("dns", DNS.to_owned()),
+            ("callers", format!("[{{ sources: [10.78.2.0/24], identity: '{REPLICA}' }}]")),
+            ("peers", format!("[{}]", east.as_peer())),
+        ] {
+            west.set(key, &value);
+        }
+        register(east, [at(0), at(1), at(2)]);
+        clusters.iter_mut().for_each(Cluster::start);
+        let [east, west] = &clusters;
+        let drain = "drain: { accept_for: 0s, window: 1s }";
+        let door = Setup::new("").listeners("- { name: east-west, address: '0.0.0.0:15443' }").with(drain);
+        let apps = Setup::new("").listeners(LISTENER).with(CAPTURE).with(drain);
+        let setups = [managed(east, door), managed(west, apps)];
+        let (east, west) = (Site::new(net.leg(EAST), &[]), Site::asking(net.leg(WEST), NOBODY));
+        Ok(World { clusters, setups, east, west, net })
     }
 
-    /// The gateway of east: three named instances behind a door that only the replica of west may use.
-    fn gateway_east(&self, instances: &[SocketAddrV4]) -> Setup {
-        let endpoints: Vec<_> = instances
-            .iter()
-            .zip(NAMES)
-            .enumerate()
-            .map(|(place, (address, name))| {
-                format!("{{ address: \"{address}\", instance: db-pxc-{place}, aliases: [{name}] }}")
-            })
-            .collect();
-        let files = self.domains.files("east", "server").replace(", key", "\n  key");
-        let access = format!("access: {{ allow: [{}] }}", id("west", "replica"));
-        let keys = ["port: 3306", "tls: terminate", &files, &access];
-        let services = service_of("db-pxc.pxc.svc.cluster.local", &keys, &endpoints);
-        self.gateway(services, 1, &format!("- address: \"{}:15443\"", Star::address(1)))
+    /// Starts both gateways, and leads the applications of west to its own.
+    fn gateways(&self) -> [Gateway; 2] {
+        let gateways = self.setups.each_ref().map(Setup::start);
+        capture(&self.clusters[1], &gateways[1]);
+        gateways
     }
+}
 
-    /// The gateway of west: a listener with the port of the database for each name.
-    fn gateway_west(&self) -> Setup {
-        let identities = format!("identities: [{}]", id("east", "server"));
-        let gateway = SocketAddr::from((Star::address(1), 15_443));
-        let services = NAMES.map(|name| service(name, &["port: 3306", &identities], &[gateway]));
-        let (caller, files) = (id("west", "replica"), self.domains.files("west", "replica"));
-        let listener = |(place, name): (usize, &str)| {
-            let address = at(2, place);
-            format!(
-                "- {{ name: db-{place}, address: \"{address}\", side: outbound, mode: originate, service: {name}, \
-                 port: {PORT}, identity: {caller}, {files}, sources: [10.78.2.0/24] }}"
-            )
-        };
-        let listeners: Vec<_> = NAMES.into_iter().enumerate().map(listener).collect();
-        self.gateway(services.concat(), 2, &listeners.join("\n"))
-    }
-
-    fn gateway(&self, services: String, leg: usize, listeners: &str) -> Setup {
-        Setup::new(services)
-            .with(&self.domains.trust_yaml())
-            .with("timeouts: { idle: 5s }")
-            .with("drain: { accept_for: 0s, window: 1s }")
-            .listeners(listeners)
-            .namespace(self.net.leg(leg))
-    }
+/// Three named instances behind a door that only the replica of west may use.
+fn register(east: &Cluster, instances: [SocketAddrV4; 3]) {
+    let endpoint = |(place, (address, name)): (usize, (SocketAddrV4, &str))| {
+        format!("  - {{ address: '{address}', instance: db-pxc-{place}, aliases: [{name}] }}\n")
+    };
+    let endpoints: String = instances.into_iter().zip(NAMES).enumerate().map(endpoint).collect();
+    east.register(
+        "db.yaml",
+        &format!(
+            "services:\n- host: db-pxc.pxc.svc.cluster.local\n  port: {PORT}\n  tls: terminate\n  \
+             identities: ['{SOURCE}']\n  access: {{ allow: ['{REPLICA}'] }}\n  timeouts: {{ idle: 5s }}\n  \
+             endpoints:\n{endpoints}"
+        ),
+    );
 }
 
 /// Takes a gateway out of service as an upgrade does, and starts it again.
@@ -128,55 +151,53 @@ fn follows(replica: &Server<'_>, source: &Server<'_>, when: &str) {
 /// Each name leads to its own server.
 fn assert_names_are_instances(mariadb: &Mariadb, world: &World) {
     for (place, name) in NAMES.iter().enumerate() {
-        let answer = done(&mut mariadb.login(Some(&world.west), name, PORT, REPLICATION));
+        let mut login = mariadb.login(Some(&world.west), name, PORT, REPLICATION);
+        until("the name leads to a server", || login.output().unwrap().status.success());
+        let answer = done(&mut login);
         assert!(answer.starts_with(&format!("{} {}@", place + 1, REPLICATION.0)), "{name}: {answer}");
     }
 }
 
-/// Heartbeats count as traffic, and live connections go on with the certificates that they began with.
-fn assert_silence_and_rotation_end_nothing(
-    world: &World,
+/// Heartbeats count as traffic, and live connections go on with the certificates that they began with and without an agent.
+fn assert_nothing_ends(
+    world: &mut World,
     gateways: &[Gateway; 2],
     source: &Server<'_>,
     replica: &Server<'_>,
 ) {
     let ended = || gateways.each_ref().map(|gateway| gateway.log().count(|_| true));
-    let serials = || gateways.each_ref().map(serials);
-    let before = (ended(), serials());
+    let before = ended();
     thread::sleep(QUIET);
     add_rows(source, "after silence");
     follows(replica, source, "after a quiet time");
-    world.domains.issue("east", "server");
-    world.domains.issue("west", "replica");
-    until("both gateways use the new certificates", || {
-        serials().iter().zip(&before.1).all(|(new, old)| new != old)
-    });
+    for cluster in &mut world.clusters {
+        cluster.stop();
+        add_rows(source, "without an agent");
+        follows(replica, source, "without an agent");
+        cluster.start();
+    }
+    let ends = || gateways.each_ref().map(|gateway| issued(gateway).remove(0).not_after);
+    let first = ends();
+    until("both gateways use new certificates", || ends().iter().zip(&first).all(|(new, old)| new != old));
     add_rows(source, "after rotation");
     follows(replica, source, "after the rotation of certificates");
-    assert_eq!(ended(), before.0);
-}
-
-/// The serial numbers of a gateway's certificates.
-fn serials(gateway: &Gateway) -> Vec<String> {
-    let all = gateway.admin("GET", "/status").json()["trust"]["certificates"].clone();
-    all.as_array().unwrap().iter().map(|one| one["serial"].to_string()).collect()
+    assert_eq!(ended(), before);
 }
 
 #[test]
 fn mariadb_replica_follows_its_source_through_every_change() {
     let Some(mariadb) = Mariadb::find() else { skip!("mariadbd is not installed (tests/run installs it)") };
-    let world = match World::new() {
+    let mut world = match World::new() {
         Ok(world) => world,
         Err(why) => skip!("{why}"),
     };
     let options = ["--skip-name-resolve", "--slave-net-timeout=4"];
     let [one, two, three, own] = [1, 2, 3, 10].map(|number| mariadb.database(number));
-    let mut source = one.start(Some(&world.east), at(1, 0), &options);
-    let others = [(&two, at(1, 1)), (&three, at(1, 2))]
+    let mut source = one.start(Some(&world.east), at(0), &options);
+    let others = [(&two, at(1)), (&three, at(2))]
         .map(|(database, at)| database.start(Some(&world.east), at, &options));
-    let replica = own.start(Some(&world.west), at(2, 3), &options);
-    let mut gateways =
-        [world.gateway_west().start(), world.gateway_east(&[at(1, 0), at(1, 1), at(1, 2)]).start()];
+    let replica = own.start(Some(&world.west), SocketAddrV4::new(Star::address(WEST), PORT), &options);
+    let mut gateways = world.gateways();
 
     let (user, password) = REPLICATION;
     for server in others.iter().chain([&source]) {
@@ -193,25 +214,25 @@ fn mariadb_replica_follows_its_source_through_every_change() {
     ));
     add_rows(&source, "first");
     follows(&replica, &source, "at first");
-    assert_silence_and_rotation_end_nothing(&world, &gateways, &source, &replica);
 
     // The source moves to another machine.
     source.stop();
-    source = one.start(Some(&world.east), at(1, 3), &options);
-    let moved = world.gateway_east(&[at(1, 3), at(1, 1), at(1, 2)]);
-    fs::write(gateways[1].file(), moved.yaml()).unwrap();
+    source = one.start(Some(&world.east), at(3), &options);
+    register(&world.clusters[0], [at(3), at(1), at(2)]);
     add_rows(&source, "moved");
     follows(&replica, &source, "after its source has moved");
 
-    world.net.cut(1).unwrap();
+    assert_nothing_ends(&mut world, &gateways, &source, &replica);
+
+    world.net.cut(EAST).unwrap();
     thread::sleep(CUT / 2);
     add_rows(&source, "while cut off");
     thread::sleep(CUT / 2);
-    world.net.mend(1).unwrap();
+    world.net.mend(EAST).unwrap();
     follows(&replica, &source, "after the link was cut");
 
-    for (gateway, setup) in gateways.iter_mut().zip([world.gateway_west(), moved]) {
-        restart(gateway, &setup);
+    for (gateway, setup) in gateways.iter_mut().zip(&world.setups) {
+        restart(gateway, setup);
         add_rows(&source, "after a restart");
         follows(&replica, &source, "after a gateway's restart");
     }

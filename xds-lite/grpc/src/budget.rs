@@ -15,7 +15,7 @@ use tonic::Status;
 use isthmus_model::slice::Cluster;
 
 pub use isthmus_model::Usage;
-pub use limits::{Amounts, Kind, Limits, Resource};
+pub use limits::{Amounts, Kind, LARGEST_REPORT, Limits, Resource};
 pub(crate) use limits::{longest_message, window};
 pub use places::{Places, raise_descriptor_limit};
 

@@ -10,7 +10,7 @@ use rustix::net::netdevice::name_to_index;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::host::{HostName, HostPattern};
+use crate::host::{HostName, HostPattern, NameError};
 
 use super::units::{Scalar, Wrong};
 
@@ -254,10 +254,16 @@ impl Scalar for Label {
 /// # Errors
 /// The error and its remedy.
 pub fn read_host(text: &str) -> Result<HostPattern, Wrong> {
-    let host = HostPattern::parse(text).map_err(|_| Wrong {
-        what: "is not a host name",
-        remedy: "write labels of letters, digits, '-' or '_' (63 bytes each, 253 in all) with dots between, \
-                 with '*.' in front to match every name under it",
+    let host = HostPattern::parse(text).map_err(|error| match error {
+        NameError::Reserved => Wrong {
+            what: "is reserved: gateways probe each other by names under isthmus.invalid",
+            remedy: "write another name",
+        },
+        _ => Wrong {
+            what: "is not a host name",
+            remedy: "write labels of letters, digits, '-' or '_' (63 bytes each, 253 in all) with dots between, \
+                     with '*.' in front to match every name under it",
+        },
     })?;
     let (HostPattern::Exact(name) | HostPattern::Suffix(name)) = &host;
     if name.as_str().starts_with("outbound_.") {

@@ -1,7 +1,8 @@
 //! Bindings: how applications without TLS reach a host within a cluster, by a virtual address or by a listener's port,
-//! and whose identity a source address has. They are local to a cluster. Pure; who allots them is elsewhere.
+//! whose identity a source address has, and whose certificates a gateway may have. They are local to a cluster. Pure; who allots them is elsewhere.
 
 mod callers;
+mod granted;
 mod wire;
 
 use std::net::IpAddr;
@@ -12,7 +13,8 @@ use crate::host::HostName;
 use crate::virtual_address::NameAddresses;
 
 pub use callers::{Caller, Callers, CallersError, MAX_CALLERS, MAX_RANGES};
-pub use wire::{CALLERS, MAX_PORTS, WireError, resource_name};
+pub use granted::{Granted, GrantedError, MAX_GRANTED, check_limits};
+pub use wire::{CALLERS, MAX_PORTS, WireError, granted_name, is_granted_name, resource_name};
 
 /// What leads to one host, or to one exported instance of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -43,6 +45,8 @@ pub enum LocalBinding {
     Name(Binding),
     /// Whose identity a source address has.
     Callers(Callers),
+    /// Whose certificates a gateway may have.
+    Granted(Granted),
 }
 
 /// Why an address cannot be a virtual address.

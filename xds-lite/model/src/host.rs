@@ -9,6 +9,10 @@ use std::sync::Arc;
 pub const MAX_NAME: usize = 253;
 /// The longest label of a name.
 pub const MAX_LABEL: usize = 63;
+/// The zone of names that gateways use among themselves; no service has such a name.
+const RESERVED: &str = "isthmus.invalid";
+/// The name by which gateways probe each other: every gateway refuses it with an alert.
+pub const PROBE: &str = "_probe.isthmus.invalid";
 
 /// Why a text is not a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +32,9 @@ pub enum NameError {
     /// A character is not a letter, a digit, `-` or `_`.
     #[error("a label has characters other than ASCII letters, digits, '-' and '_'")]
     Character,
+    /// The name is reserved for the gateways themselves.
+    #[error("names under isthmus.invalid are reserved for the gateways themselves")]
+    Reserved,
 }
 
 /// One host name: ASCII letters in lower case, digits, `-` and `_` in labels of 1 to 63 bytes, 253
@@ -66,6 +73,19 @@ impl HostName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Parses a name that a service or an instance is to have.
+    ///
+    /// # Errors
+    /// As for [`HostName::parse`], and [`NameError::Reserved`].
+    pub fn parse_own(name: impl AsRef<[u8]>) -> Result<HostName, NameError> {
+        let name = HostName::parse(name)?;
+        let above = name.0.strip_suffix(RESERVED);
+        if above.is_some_and(|above| above.is_empty() || above.ends_with('.')) {
+            return Err(NameError::Reserved);
+        }
+        Ok(name)
     }
 }
 
@@ -115,8 +135,8 @@ impl HostPattern {
     /// The first rule that the name, or the part after `*.`, violates.
     pub fn parse(text: &str) -> Result<HostPattern, NameError> {
         match text.strip_prefix("*.") {
-            Some(suffix) => HostName::parse(suffix).map(HostPattern::Suffix),
-            None => HostName::parse(text).map(HostPattern::Exact),
+            Some(suffix) => HostName::parse_own(suffix).map(HostPattern::Suffix),
+            None => HostName::parse_own(text).map(HostPattern::Exact),
         }
     }
 }
@@ -165,6 +185,19 @@ mod tests {
         assert_eq!(HostPattern::parse("a.*.b"), Err(NameError::Character));
         assert_eq!(HostPattern::parse("*"), Err(NameError::Character));
         assert_eq!(HostPattern::parse("*."), Err(NameError::Empty));
+    }
+
+    #[test]
+    fn names_of_the_gateways_themselves_are_no_services() {
+        for name in
+            [PROBE, "isthmus.invalid", "*.isthmus.invalid", "*.a.Isthmus.Invalid.", "db-0.isthmus.invalid"]
+        {
+            assert_eq!(HostPattern::parse(name), Err(NameError::Reserved), "{name}");
+        }
+        for name in ["isthmus.invalid.example", "notisthmus.invalid", "*.invalid", "probe.isthmus.example"] {
+            assert!(HostPattern::parse(name).is_ok(), "{name}");
+        }
+        assert!(HostName::parse(PROBE).is_ok(), "a ClientHello may carry it");
     }
 
     proptest! {

@@ -54,6 +54,14 @@ impl Problems {
         &self.list
     }
 
+    /// Problems that were found apart from their file; none: `None`.
+    #[must_use]
+    pub fn of(mut list: Vec<Problem>) -> Option<Problems> {
+        let more = list.len().saturating_sub(KEPT);
+        list.truncate(KEPT);
+        (!list.is_empty()).then_some(Problems { list, more })
+    }
+
     /// The number of problems, unlisted ones included.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -122,7 +130,9 @@ impl Report {
         &self.warnings
     }
 
-    fn problem(&self, spot: Spot, what: impl fmt::Display, remedy: impl fmt::Display) -> Problem {
+    /// A problem that is not added: it may turn out to be none.
+    #[must_use]
+    pub fn problem(&self, spot: Spot, what: impl fmt::Display, remedy: impl fmt::Display) -> Problem {
         Problem {
             file: Arc::clone(&self.file),
             line: spot.line,

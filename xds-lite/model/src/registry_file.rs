@@ -48,6 +48,7 @@ mod tests {
     use super::*;
     use crate::address::Target;
     use crate::host::{HostName, HostPattern};
+    use crate::labels::Labels;
     use crate::locality::Locality;
     use crate::services::{Balance, ClientCertificate, Endpoint, ExportMeta, Scope};
     use crate::slice::Staleness;
@@ -91,6 +92,7 @@ mod tests {
             balance: Balance::RoundRobin,
             max_connections: None,
             send_proxy: false,
+            traffic: None,
             timeouts: ServiceTimeouts {
                 connect: Duration::from_secs(3),
                 connect_total: Duration::from_secs(15),
@@ -99,6 +101,7 @@ mod tests {
                 first_byte: None,
                 max_duration: None,
             },
+            health: None,
             endpoints: Vec::new(),
             exposed: true,
             about: None,
@@ -143,20 +146,22 @@ mod tests {
              instance: DB-0\n    aliases: [src-db-0.pxc]\n    weight: 2\n    locality: {region: eu, zone: a, sub_zone: r1}\n  \
              - address: db-1.internal:3306\n- {host: db.example, port: 33060, balance: random}\n";
 
-    /// The first service in [`WHOLE`].
-    fn database() -> Service {
-        let seconds = Duration::from_secs;
+    /// Its endpoints.
+    fn endpoints_of_database() -> Vec<Endpoint> {
         let locality = Locality { region: "eu".to_owned(), zone: "a".to_owned(), sub_zone: "r1".to_owned() };
-        let endpoints = vec![
+        vec![
             Endpoint {
                 address: Target::Address("10.1.0.7:3306".parse().unwrap()),
                 instance: Some(HostName::parse("db-0").unwrap()),
                 weight: 2,
                 locality,
                 aliases: [HostName::parse("src-db-0.pxc").unwrap()].into(),
+                labels: Labels::default(),
                 reach: Scope::Exported { by_name: true },
                 access: None,
                 priority: 0,
+                part: 0,
+                is_ready: true,
             },
             Endpoint {
                 address: Target::Name { host: HostName::parse("db-1.internal").unwrap(), port: 3306 },
@@ -164,11 +169,19 @@ mod tests {
                 weight: 1,
                 locality: Locality::default(),
                 aliases: [].into(),
+                labels: Labels::default(),
                 reach: Scope::Exported { by_name: true },
                 access: None,
                 priority: 0,
+                part: 0,
+                is_ready: true,
             },
-        ];
+        ]
+    }
+
+    /// The first service in [`WHOLE`].
+    fn database() -> Service {
+        let seconds = Duration::from_secs;
         Service {
             host: host("db.example"),
             port: 3306,
@@ -179,6 +192,7 @@ mod tests {
             balance: Balance::LeastConnections,
             max_connections: Some(7),
             send_proxy: true,
+            traffic: None,
             timeouts: ServiceTimeouts {
                 connect: seconds(1),
                 connect_total: seconds(2),
@@ -187,7 +201,8 @@ mod tests {
                 first_byte: Some(seconds(4)),
                 max_duration: Some(seconds(300)),
             },
-            endpoints,
+            health: None,
+            endpoints: endpoints_of_database(),
             exposed: true,
             about: Some(Box::new(ExportMeta {
                 namespace: Some("pxc".to_owned()),
@@ -220,7 +235,7 @@ mod tests {
             "services:\n- {host: a, adresses: []}\n",
             &[
                 "r.yaml:2:13: unknown key 'adresses' in services[0]; expected one of host, port, sni_port, aliases, \
-                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, namespace, labels, client_certificate, \
+                 alpn, sources, balance, max_connections, proxy_protocol, timeouts, traffic, health, namespace, labels, client_certificate, \
                  allow_unauthenticated, merge, stale, registered, identities, tls, certificate, key, access, endpoints",
             ],
         );
@@ -284,6 +299,26 @@ mod tests {
                  or NAME:PORT",
                 "r.yaml:11:35: services[1].endpoints[1].instance: 'a.b' is not one DNS label; write 1 to 63 letters, \
                  digits, '-' or '_', without dots",
+            ],
+        );
+    }
+
+    #[test]
+    fn registry_file_has_policies_and_labels() {
+        let services = good(
+            "services: [{ host: a.b, traffic: { split: [{ labels: { version: v2 }, weight: 1 }] }, endpoints: [\
+               { address: '10.0.0.1:1', labels: { version: v2, app: 'shop' } }, { address: '10.0.0.2:1', labels: {} }] }]",
+        );
+        let labels: Vec<_> = services[0].endpoints.iter().map(|one| one.labels.to_string()).collect();
+        assert_eq!(labels, ["app=shop,version=v2", ""]);
+        let traffic = services[0].traffic.as_ref().unwrap();
+        assert_eq!(traffic.to_string(), "{ split: [{ labels: { version: \"v2\" }, weight: 1 }] }");
+        bad(
+            "services:\n- host: a.b\n  traffic: { panic: 0 }\n  endpoints:\n  - { address: 'a:1', labels: { x: 'a b' } }\n",
+            &[
+                "r.yaml:3:21: services[0].traffic.panic: '0' is out of range; write 1 to 100",
+                "r.yaml:5:31: services[0].endpoints[0].labels: 'a b' is not a label value; write up to 63 letters, digits, \
+                 '-', '_' or '.', with a letter or digit at both ends",
             ],
         );
     }

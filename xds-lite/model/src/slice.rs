@@ -5,6 +5,7 @@ mod wire;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -13,8 +14,10 @@ use isthmus_certs::{SpiffeId, TrustDomain};
 use crate::access::Access;
 use crate::address::{Ranges, Target};
 use crate::host::{HostName, HostPattern};
+use crate::labels::Labels;
 use crate::locality::Locality;
-use crate::services::{Balance, ServiceTimeouts};
+use crate::services::{Balance, HealthCheck, ServiceTimeouts, TlsMode};
+use crate::traffic::Traffic;
 
 pub use crate::cluster::{Cluster, NoCluster};
 pub use crate::services::Staleness;
@@ -157,12 +160,16 @@ pub struct Port {
     pub ready: Vec<Ready>,
     /// Its deadlines.
     pub timeouts: ServiceTimeouts,
+    /// How the health of its endpoints is learned; `None`: by connects alone.
+    pub health: Option<Box<HealthCheck>>,
     /// Whether other clusters may use it.
     pub exported: bool,
     /// Who may connect.
     pub access: Access,
     /// The identities of its endpoints, as far as none has its own. Empty: TLS cannot be originated to it.
     pub identities: Vec<SpiffeId>,
+    /// For the gateways of the cluster whose callers use it, from their own agent: the policy of its traffic.
+    pub traffic: Option<Arc<Traffic>>,
 }
 
 impl Offer {
@@ -198,9 +205,11 @@ impl Port {
             endpoints: Vec::new(),
             ready: Vec::new(),
             timeouts: ServiceTimeouts::default(),
+            health: None,
             exported: false,
             access: Access::unwritten(tls),
             identities: Vec::new(),
+            traffic: None,
         }
     }
 }
@@ -228,6 +237,8 @@ pub struct Endpoint {
     pub exposed: bool,
     /// Other names of this instance, exported with it.
     pub aliases: Vec<HostName>,
+    /// Its labels.
+    pub labels: Labels,
 }
 
 impl Endpoint {
@@ -245,6 +256,7 @@ impl Endpoint {
             identity: None,
             exposed: true,
             aliases: Vec::new(),
+            labels: Labels::default(),
         }
     }
 }
@@ -287,6 +299,17 @@ pub enum Tls {
     Unauthenticated,
     /// Plaintext; a gateway terminates TLS.
     Terminated,
+}
+
+impl Tls {
+    /// Who speaks TLS with the client.
+    #[must_use]
+    pub const fn mode(self) -> TlsMode {
+        match self {
+            Tls::Mutual | Tls::Unauthenticated => TlsMode::Passthrough,
+            Tls::Terminated => TlsMode::Terminate,
+        }
+    }
 }
 
 /// The health of an endpoint by its registry.

@@ -1,6 +1,7 @@
 //! Parses YAML text into its written form, with the place of whatever does not fit.
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _, Unexpected};
+use serde::{Deserialize, Deserializer};
 use serde_path_to_error::{Path, Segment};
 use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::{Error, MessageFormatter, UserMessageFormatter};
@@ -16,6 +17,21 @@ const REPLAYED: usize = 100_000;
 const MOST_REPLAYED: usize = 8_000_000;
 /// Bytes that the aliases of any file may expand to, beyond the file's own size.
 const REPLAYED_BYTES: usize = 4 << 20;
+
+/// What a key without one needs.
+const A_VALUE: &str = "a value";
+
+/// Reads a key that must not be written without a value. Of rules for callers, `allow:` alone could be meant as
+/// everybody or nobody.
+///
+/// # Errors
+/// It has no value, or a wrong one.
+pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let value = Option::<T>::deserialize(deserializer)?;
+    value.map(Some).ok_or_else(|| D::Error::invalid_type(Unexpected::Unit, &A_VALUE))
+}
 
 /// Parses the structure of a file. Returns `None`, with a problem in the report, if it does not fit; an empty
 /// file has no keys.
@@ -111,6 +127,10 @@ fn explain(error: &Error, place: &str) -> (String, String) {
         Error::Unexpected { expected, .. } => wrong_shape(expected, place),
         Error::NullIntoString { .. } => {
             (format!("{}: no value", Plain(place)), "write one, or remove the entry".to_owned())
+        }
+        Error::SerdeInvalidType { expected, .. } if expected == A_VALUE => {
+            let remedy = "write one, or remove the key; an empty list is []";
+            (format!("{}: no value", Plain(place)), remedy.to_owned())
         }
         Error::InvalidScalar { .. } | Error::InvalidBooleanStrict { .. } => {
             (format!("{}: wrong kind of value", Plain(place)), "write true or false".to_owned())

@@ -5,7 +5,7 @@ mod scan;
 mod shapes;
 
 pub use scan::{Rules, Scan, Wrong};
-pub use shapes::{DELTA_REQUEST, DELTA_RESPONSE, PLAIN, SLICE, SOTW_REQUEST, Shape};
+pub use shapes::{DELTA_REQUEST, DELTA_RESPONSE, PLAIN, REPORT, SLICE, SOTW_REQUEST, Shape};
 
 /// Checks that a complete message takes at most `most` bytes once decoded.
 ///

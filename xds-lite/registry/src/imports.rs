@@ -207,6 +207,16 @@ impl Imports {
         dirty.into_iter().filter_map(|(place, host)| self.verdict(place, &host)).collect()
     }
 
+    /// Judges the slices of these hosts again: what gateways are told beside them has changed. Returns their number.
+    pub fn judge_hosts_again(&mut self, is_meant: impl Fn(&HostPattern) -> bool) -> usize {
+        let mut count = 0;
+        for (place, peer) in self.peers.iter().enumerate() {
+            let meant = peer.facts.keys().filter(|host| is_meant(host));
+            self.dirty.extend(meant.inspect(|_| count += 1).map(|host| (place, host.clone())));
+        }
+        count
+    }
+
     /// The hosts of other clusters that have a name: as their own, as an alias, or as an instance's alias.
     pub fn hosts_of(&self, name: &HostPattern) -> impl Iterator<Item = &HostPattern> {
         let claims = self.claims.get(name).into_iter().flatten();

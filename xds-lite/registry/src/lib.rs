@@ -1,6 +1,6 @@
 //! The registry of a cluster: `source`s of services (`files`, and VMs that are `registered`), the slices made
 //! of them (`registry`) with the rules for their callers (`access`), the services exported to other clusters (`exports`,
-//! `reachability`), and the services imported from them (`imports`).
+//! `reachability`), the services imported from them (`imports`), and the policy of their traffic (`traffic`).
 
 pub mod access;
 pub mod exports;
@@ -10,3 +10,4 @@ pub mod reachability;
 pub mod registered;
 pub mod registry;
 pub mod source;
+pub mod traffic;

@@ -60,6 +60,19 @@ impl Own {
         changed
     }
 
+    /// Gives the exported slices of these hosts new revisions and returns them: what others are sent of them differs.
+    pub fn renew(&mut self, hosts: &[HostPattern]) -> Vec<Slice> {
+        let mut renewed = Vec::new();
+        for host in hosts {
+            if let Some(slice) = self.slices.get_mut(host).filter(|slice| slice.is_exported()) {
+                self.last.revision += 1;
+                slice.order = self.last;
+                renewed.push(slice.clone());
+            }
+        }
+        renewed
+    }
+
     /// The slice of a host.
     #[must_use]
     pub fn get(&self, host: &HostPattern) -> Option<&Slice> {
@@ -170,6 +183,8 @@ impl Terms<'_> {
 
     fn port(&self, service: Service, export: Option<&Export>, namespace: Option<&str>) -> Port {
         let skips_mtls_check = service.skips_mtls_check();
+        let health =
+            Box::new(service.health.as_deref().cloned().unwrap_or_default().usual(service.tls_mode()));
         let tls = match (service.tls_mode(), service.client_certificate()) {
             (TlsMode::Terminate, _) => Tls::Terminated,
             (TlsMode::Passthrough, ClientCertificate::None) => Tls::Unauthenticated,
@@ -201,9 +216,11 @@ impl Terms<'_> {
             endpoints,
             ready: Vec::new(),
             timeouts: service.timeouts,
+            health: Some(health),
             exported: export.is_some() && is_fit,
             access,
             identities: service.tls.map(|tls| tls.identities).unwrap_or_default(),
+            traffic: service.traffic,
         }
     }
 }
@@ -222,6 +239,7 @@ fn endpoint(endpoint: services::Endpoint, exposed: Option<&Export>) -> Endpoint 
         tls: None,
         identity: None,
         aliases: endpoint.aliases.into_vec(),
+        labels: endpoint.labels,
     }
 }
 
@@ -266,6 +284,9 @@ fn port_abroad(port: &Port, to: PeerAccess, domains: &[TrustDomain]) -> Port {
         sources: Vec::new(),
         max_connections: None,
         send_proxy: false,
+        // How a cluster's own callers choose endpoints is told to nobody else.
+        traffic: None,
+        health: port.health.as_deref().map(|health| Box::new(health.clone().at_peers(port.tls.mode()))),
         // Behind a gateway the owner sees another source than the peer does.
         access: if is_direct { access } else { access.without_sources() },
         ..port.clone()
@@ -281,7 +302,8 @@ fn ready<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Vec<Ready> {
             ready.len() - 1
         });
         let Some(entry) = ready.get_mut(place) else { continue };
-        entry.ready += 1;
+        // The instances of an endpoint that is not ready keep their names.
+        entry.ready += u32::from(endpoint.health == Health::Ready);
         let instance = endpoint.instance.clone().filter(|_| endpoint.instance_exported);
         entry.instances.extend(instance.map(|name| Instance { name, aliases: endpoint.aliases.clone() }));
     }
@@ -419,6 +441,19 @@ mod tests {
         let names: Vec<_> = near.ports[0].endpoints.iter().map(|one| one.instance.is_some()).collect();
         assert_eq!(names, [true, false], "the second is not exported by name");
         assert_eq!(project_for_peer(&slice(offer), PeerAccess::Hidden, &[]).offer, None);
+    }
+
+    #[test]
+    fn policy_of_traffic_stays_in_the_cluster_and_labels_are_for_direct_peers() {
+        let labelled = DATABASE.replace("instance: db-0,", "instance: db-0, labels: { version: v2 },");
+        let text = labelled.replace("port: 3306,", "port: 3306, traffic: { panic: off },");
+        let offers = exported(&text, &[rule()], &|_, _| true);
+        let offer = offers.values().next().unwrap();
+        assert_eq!(offer.ports[0].traffic.as_ref().unwrap().panic, None);
+        let near = project_for_peer(&slice(offer), PeerAccess::Direct, &[]).offer.unwrap();
+        let far = project_for_peer(&slice(offer), PeerAccess::ViaGateway, &[]).offer.unwrap();
+        assert_eq!((&near.ports[0].traffic, &far.ports[0].traffic), (&None, &None));
+        assert_eq!(near.ports[0].endpoints[0].labels.get("version"), Some("v2"));
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl AdminService {
                 Ok(question) => self.make(move |pages| explain(pages, &question)).await,
                 Err(why) => error(StatusCode::BAD_REQUEST, &why),
             },
+            "/matrix" => self.make(|pages| json_page(StatusCode::OK, &pages.matrix())).await,
             "/schema" => json_page(StatusCode::OK, &schema()),
             "/metrics" => page::metrics(self.metrics.text().await),
             "/healthz/ready" if !self.pages.ready() => plain(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),

@@ -21,7 +21,7 @@ use super::pages::AdminPages;
 use super::{Owners, Views};
 use crate::admin::Pages as _;
 
-const FILE: &str = "\
+pub(super) const FILE: &str = "\
 cluster: east
 network: east-net
 trust: { certificate: tls.crt, key: tls.key, bundles: bundles }
@@ -33,7 +33,7 @@ imports: [{ cluster: west, hosts: ['*.shop'] }]
 peers: [{ cluster: west, address: '127.0.0.1:1', trustDomain: west.example, network: west-net }]
 ";
 
-fn trust() -> Trust {
+pub(super) fn trust() -> Trust {
     let root = Authority::generate(TrustDomain::new("east.example").unwrap()).unwrap();
     let id = SpiffeId::parse("spiffe://east.example/isthmus/east/agent/a").unwrap();
     let mut bundles = TrustBundles::new();
@@ -41,16 +41,16 @@ fn trust() -> Trust {
     Trust::new(root.issue(&id, &[], Duration::from_secs(60)).unwrap(), bundles)
 }
 
-fn owners(settings: &Arc<Settings>, trust: &Trust) -> Owners {
+pub(super) fn owners(settings: &Arc<Settings>, trust: &Trust) -> Owners {
     let trust_domain = trust.current().identity.id().trust_domain().clone();
     let party = Party { cluster: settings.cluster.clone(), trust_domain };
-    let told = (Bundles::new(party, None), LocalBindings::new(&settings.callers));
+    let told = (Bundles::new(party, None), LocalBindings::new(&settings.callers, Vec::new()));
     let views = Views::new(settings.cluster.clone(), HashSet::new(), None, told);
     Owners::open(settings, Arc::new(views), None)
 }
 
 /// Two hosts, of which one is exported.
-fn part() -> Part {
+pub(super) fn part() -> Part {
     let text = "services:\n\
         - { host: a.own, allow_unauthenticated: true, endpoints: [{ address: '10.0.0.1:443' }] }\n\
         - { host: b.own, endpoints: [{ address: '10.0.0.2:443' }] }\n";
@@ -60,7 +60,7 @@ fn part() -> Part {
 }
 
 /// One slice that is imported, and one whose name was not granted.
-fn resources() -> [Resource; 2] {
+pub(super) fn resources() -> [Resource; 2] {
     ["west/a.shop", "west/a.bank"].map(|name| {
         let key: Key = name.parse().unwrap();
         let gateway = Gateway { address: "203.0.113.7:15443".parse().unwrap(), locality: Default::default() };

@@ -27,6 +27,9 @@ pub enum Error {
     /// A gateway's name is not valid in an identity.
     #[error("gateways: {0}")]
     Gateway(#[from] isthmus_certs::SpiffeIdError),
+    /// A gateway has too many identities.
+    #[error("gateways: identities: {0}")]
+    Granted(#[from] isthmus_model::binding::GrantedError),
     /// A caller has an identity of another trust domain.
     #[error(
         "callers: {identity} is of another trust domain than this agent, whose is {domain}; write an identity of {domain}"

@@ -2,17 +2,19 @@
 //! and why not.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use isthmus_health::mtls::MtlsCheck;
 use isthmus_model::access::Caller;
 use isthmus_model::admin::agent::{
-    self, Explanation, Import, MtlsResult, OfferedPort, OwnOffer, PortAccess, RegisteredEndpoint,
+    self, Explanation, Import, MtlsResult, OfferedPort, OwnOffer, PolicyOf, PortAccess, RegisteredEndpoint,
     RegisteredHost, RegisteredPort,
 };
 use isthmus_model::host::HostPattern;
 use isthmus_model::services::Service;
 use isthmus_model::slice::{Port, Slice};
 use isthmus_model::sni;
+use isthmus_model::traffic::Traffic;
 use isthmus_registry::imports::{ImportStatus, Stale};
 
 use crate::admin::{Asker, ExplainQuestion};
@@ -58,6 +60,7 @@ pub(super) fn explain(owners: &Owners, question: &ExplainQuestion) -> Result<Exp
         registry: registry.as_ref().map(registered),
         offer: own.as_ref().map(offer),
         access: own.as_ref().zip(question.caller.as_ref()).map(access).unwrap_or_default(),
+        traffic: policies(owners, host, registry.as_ref(), imports.len() > 0),
         imports: imports.collect(),
         note: note.map(str::to_owned),
     })
@@ -137,6 +140,31 @@ fn access((slice, asker): (&Slice, &Asker)) -> Vec<PortAccess> {
         PortAccess { port: port.number, decided: (&port.access.decide(&caller)).into() }
     };
     ports.map(decided).collect()
+}
+
+/// The policies of a host that anybody offers.
+fn policies(
+    owners: &Owners,
+    host: &HostPattern,
+    registry: Option<&HostReport>,
+    is_imported: bool,
+) -> Vec<PolicyOf> {
+    let ports = registry.map(|report| report.ports.as_slice()).unwrap_or_default();
+    let own = |service: &Service| {
+        let policy = service.traffic.as_ref()?.to_string();
+        Some(PolicyOf { port: Some(service.port), written: Some("registry".to_owned()), policy })
+    };
+    let mut policies: Vec<_> = ports.iter().filter_map(own).collect();
+    if policies.len() < ports.len() || is_imported {
+        let rules = owners.views.traffic.rules();
+        let rule = rules.of(host);
+        policies.push(PolicyOf {
+            port: None,
+            written: rule.map(|(place, _)| format!("traffic[{place}]")),
+            policy: rule.map_or_else(Traffic::unwritten, |(_, policy)| Arc::clone(policy)).to_string(),
+        });
+    }
+    policies
 }
 
 fn offer(slice: &Slice) -> OwnOffer {

@@ -1,5 +1,5 @@
-//! Tells the cluster's own gateways what leads to its names and who calls: each name's virtual addresses and allotted ports,
-//! and the callers of the file. No other cluster is ever told. What is allotted is in `names`.
+//! Tells the cluster's own gateways what leads to its names, who calls, and whose certificates they may have: each name's
+//! virtual addresses and allotted ports, and the callers and gateways of the file. No other cluster is ever told. What is allotted is in `names`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use isthmus_ads::shared::Shared;
-use isthmus_model::binding::{Binding, BoundPort, CALLERS, Callers, LocalBinding, MAX_PORTS, resource_name};
+use isthmus_model::binding::{
+    Binding, BoundPort, CALLERS, Callers, Granted, LocalBinding, MAX_PORTS, is_granted_name, resource_name,
+};
 use isthmus_model::host::HostName;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -25,15 +27,17 @@ pub(super) struct LocalBindings {
 }
 
 impl LocalBindings {
-    /// Publishes the callers, and no names yet.
-    pub(super) fn new(callers: &Callers) -> LocalBindings {
+    /// Publishes the callers and what gateways may have, and no names yet.
+    pub(super) fn new(callers: &Callers, granted: Vec<Granted>) -> LocalBindings {
         let are_all_known: Arc<AtomicBool> = Arc::default();
         let known = Arc::clone(&are_all_known);
-        let for_gateways = Arc::new(Shared::new(move |name| name == CALLERS || known.load(Relaxed)));
-        if !callers.is_empty() {
-            let bytes = LocalBinding::Callers(callers.clone()).encode();
-            for_gateways.change(|view| _ = view.set(CALLERS, bytes));
-        }
+        let for_gateways = Arc::new(Shared::new(move |name| {
+            name == CALLERS || is_granted_name(name) || known.load(Relaxed)
+        }));
+        let callers = (!callers.is_empty()).then(|| LocalBinding::Callers(callers.clone()));
+        // An empty list, too: what a gateway was granted before is taken back.
+        let of_file = callers.into_iter().chain(granted.into_iter().map(LocalBinding::Granted));
+        for_gateways.change(|view| of_file.for_each(|one| _ = view.set(&one.name(), one.encode())));
         LocalBindings { for_gateways, are_all_known }
     }
 
@@ -122,6 +126,7 @@ mod tests {
             .map(|(name, resource)| match LocalBinding::decode(name, &resource.bytes).unwrap() {
                 LocalBinding::Name(binding) => format!("{name} {}", binding.addresses.v4.unwrap()),
                 LocalBinding::Callers(callers) => format!("{name} {}", callers.len()),
+                LocalBinding::Granted(granted) => format!("{name} {}", granted.identities().len()),
             })
             .collect();
         all.sort();
@@ -139,7 +144,7 @@ mod tests {
         let identity = isthmus_certs::SpiffeId::parse("spiffe://east.example/a").unwrap();
         let sources = vec!["10.0.0.0/8".parse().unwrap()];
         let callers = Callers::new(vec![Caller { sources, identity }]).unwrap();
-        let bindings = LocalBindings::new(&callers);
+        let bindings = LocalBindings::new(&callers, Vec::new());
         let (change, names_of) = watch::channel(names(&[("a.example", 1)]));
         let (all_known, known) = tokio::sync::oneshot::channel::<()>();
         let publishing = bindings.keep_publishing(names_of, async { _ = known.await });

@@ -1,19 +1,24 @@
 //! Exports the agent's metrics to Prometheus. One table defines each metric, its labels and how it is read;
 //! `docs/metrics.md` has the same table.
 
+mod render;
+
 use std::time::SystemTime;
 
 use isthmus_certs::output;
 use isthmus_store::StoreHealth;
 use prometheus::TextEncoder;
-use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
+use prometheus::proto::{MetricFamily, MetricType};
 
 use isthmus_ads::shared::Follower;
 use isthmus_grpc::budget::{Budgets, Kind, Resource};
+use isthmus_model::admin::agent::{GatewayReport, Matrix};
+use isthmus_model::matrix::State;
 use isthmus_model::slice::Cluster;
 use isthmus_registry::imports::PeerUsage;
 use isthmus_trust::issuing::Tally;
 
+use self::render::metric;
 use super::bundles::Bundles;
 use super::peer::Contact;
 use super::{Owners, names, own_services, peers};
@@ -61,6 +66,8 @@ enum Read {
 /// The sources that metrics are read from.
 struct Sight<'a> {
     own: own_services::Listed,
+    reports: Matrix,
+    not_ready: usize,
     peers: peers::Listed,
     bundles: &'a Bundles,
     state_problems: usize,
@@ -103,6 +110,29 @@ const ALL: &[Definition] = &[
         "isthmus_agent_stale_down",
         "Addresses of unreachable clusters that failed their probes and receive no new connections.",
         |seen| seen.peers.down_count,
+    ),
+    whole(
+        "isthmus_agent_reporting_gateways",
+        "Gateways of this cluster whose last report is at most 15 s old.",
+        |seen| fresh(seen).count(),
+    ),
+    whole(
+        "isthmus_agent_reported_unhealthy",
+        "Endpoints of this cluster that its gateways report as unhealthy, each gateway by itself.",
+        |seen| fresh(seen).map(|report| usize::try_from(report.unhealthy_count).unwrap_or(usize::MAX)).sum(),
+    ),
+    whole(
+        "isthmus_agent_not_ready",
+        "Endpoints of this cluster that count as not ready for other clusters, because every gateway that reports finds them unhealthy.",
+        |seen| seen.not_ready,
+    ),
+    whole(
+        "isthmus_agent_matrix_down",
+        "Gateway addresses of other clusters that do not answer, each gateway of this cluster by itself.",
+        |seen| {
+            let rows = fresh(seen).flat_map(|report| &report.matrix);
+            rows.filter(|row| matches!(row.state, State::Down | State::Kept)).count()
+        },
     ),
     whole("isthmus_agent_streams", "xDS streams of gateways and peers.", |seen| seen.followers.len()),
     whole(
@@ -253,14 +283,16 @@ pub(super) fn text(
     tally: Option<&Tally>,
     budgets: &Budgets,
 ) -> String {
-    let Owners { own, peers, directory, views, names } = owners;
+    let Owners { own, peers, directory, views, names, reports } = owners;
     let sight = Sight {
         own: own.summary(0),
+        reports: reports.page(),
         peers: peers.summary(0),
         bundles: &views.bundles,
         state_problems: directory.problems().len(),
         followers: views.followers().into_values().flatten().collect(),
         stores: directory.reports().into_iter().chain(views.bundles.report()).chain(names.report()).collect(),
+        not_ready: views.peers.not_ready(),
         tally,
         budgets,
         names: names.summary(),
@@ -331,26 +363,6 @@ fn samples<'a>(read: &Read, sight: &'a Sight<'a>) -> Vec<Sample<'a>> {
     }
 }
 
-fn metric(kind: MetricType, (labels, value): Sample<'_>) -> proto::Metric {
-    let label = |(name, value): (&str, &str)| {
-        let mut pair = LabelPair::default();
-        pair.set_name(name.to_owned());
-        pair.set_value(value.to_owned());
-        pair
-    };
-    let mut metric = proto::Metric::from_label(labels.into_iter().map(label).collect());
-    if kind == MetricType::COUNTER {
-        let mut counter = proto::Counter::default();
-        counter.set_value(value);
-        metric.set_counter(counter);
-    } else {
-        let mut gauge = proto::Gauge::default();
-        gauge.set_value(value);
-        metric.set_gauge(gauge);
-    }
-    metric
-}
-
 impl Definition {
     fn kind(&self) -> MetricType {
         match self.read {
@@ -370,6 +382,10 @@ impl Definition {
             | Read::Issued(_) => MetricType::COUNTER,
         }
     }
+}
+
+fn fresh<'a>(seen: &'a Sight<'_>) -> impl Iterator<Item = &'a GatewayReport> {
+    seen.reports.gateways.values().filter(|report| report.fresh)
 }
 
 fn silence(peer: &Contact) -> f64 {

@@ -35,6 +35,7 @@ use super::config::Settings;
 use super::names::NameRegistry;
 use super::peers::Peers;
 use super::persistence::{self, incarnation};
+use super::reports::NotReady;
 use super::state_directory::StateDirectory;
 use super::views::Views;
 use doors::Doors;
@@ -244,15 +245,20 @@ impl OwnServices {
         changed
     }
 
+    /// Sets the endpoints that count as not ready for other clusters, and publishes the slices that this changes anew.
+    pub(super) fn set_not_ready(&self, not_ready: NotReady) {
+        let _order = self.changing.lock();
+        let hosts = self.views.peers.set_not_ready(not_ready);
+        let changed = self.state.lock().own.renew(&hosts);
+        tracing::info!(slices = changed.len(), "health of own endpoints changed for other clusters");
+        if !changed.is_empty() {
+            self.publish(&changed);
+        }
+    }
+
     /// Publishes own slices to every view that may see them, then has them persisted.
     fn publish(&self, slices: &[Slice]) {
-        let encode = |slice: &Slice| (slice.key.to_string(), slice.encode());
-        let encoded: Vec<_> = slices.iter().map(encode).collect();
-        self.views.gateways.change(|view| {
-            for (name, bytes) in encoded {
-                view.set_priority(&name, bytes);
-            }
-        });
+        self.publish_to_gateways(slices);
         if let Some(envoys) = &self.views.envoys {
             envoys.change(slices);
         }
@@ -261,6 +267,26 @@ impl OwnServices {
         self.peers.own(slices);
         self.names.set_own(slices);
         self.directory.slices_changed(slices.iter().map(|slice| persistence::own(&slice.key)));
+    }
+
+    fn publish_to_gateways(&self, slices: &[Slice]) {
+        let rules = self.views.traffic.rules();
+        let encode = |slice: &Slice| (slice.key.to_string(), rules.apply(slice).encode());
+        let encoded: Vec<_> = slices.iter().map(encode).collect();
+        self.views.gateways.change(|view| {
+            for (name, bytes) in encoded {
+                view.set_priority(&name, bytes);
+            }
+        });
+    }
+
+    /// Publishes the slices of these hosts again to the gateways, which alone are told of policies. Returns their number.
+    pub(super) fn publish_traffic(&self, is_meant: impl Fn(&HostPattern) -> bool) -> usize {
+        let _order = self.changing.lock();
+        let is_meant = |slice: &&Slice| is_meant(&slice.key.host);
+        let slices: Vec<_> = self.state.lock().own.slices().filter(is_meant).cloned().collect();
+        self.publish_to_gateways(&slices);
+        slices.len()
     }
 
     fn log_problems(&self) {

@@ -17,7 +17,7 @@ use isthmus_grpc::budget::Budgets;
 use isthmus_health::schedule::Down;
 use isthmus_model::Usage;
 use isthmus_model::admin::agent::{
-    self, Client, Deregistered, Explanation, ImportedSlice, Lease, NotExported, Status,
+    self, Client, Deregistered, Explanation, ImportedSlice, Lease, Matrix, NotExported, Status,
 };
 use isthmus_model::slice::Cluster;
 use isthmus_registry::imports::{ImportStatus, PeerUsage};
@@ -68,8 +68,9 @@ impl AdminPages {
 
 impl Pages for AdminPages {
     fn status(&self) -> Status {
-        let Owners { own, peers, directory, views, names } = &self.owners;
+        let Owners { own, peers, directory, views, names, reports } = &self.owners;
         let (own, peers) = (own.summary(LISTED), peers.summary(LISTED));
+        let edit = views.traffic.edit();
         let held_back =
             own.held.iter().map(|(host, why)| NotExported { host: host.to_string(), why: why.clone() });
         let stores = directory.reports().into_iter().chain(views.bundles.report()).chain(names.report());
@@ -77,6 +78,8 @@ impl Pages for AdminPages {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             cluster: self.settings.cluster.to_string(),
             network: self.settings.network.clone(),
+            refused_edit: edit.refused,
+            needs_restart: edit.needs_restart,
             registry: agent::Registry {
                 hosts: own.hosts as u64,
                 registered: own.registered as u64,
@@ -95,6 +98,7 @@ impl Pages for AdminPages {
             issuing: self.issuing.as_ref().map(|issuing| issuing.page()),
             names: names.is_on().then(|| named(names.summary(), self.dns.as_deref())),
             nodes: clients(views),
+            reports: reports.page(),
             budgets: budgets(&self.budgets),
             envoys: views.envoys.as_ref().map(|envoys| envoys.problems()),
             grpc: views.envoys.as_ref().map(|envoys| envoys.problems_of_grpc()),
@@ -103,6 +107,10 @@ impl Pages for AdminPages {
 
     fn explain(&self, question: &ExplainQuestion) -> Result<Explanation, String> {
         explain(&self.owners, question)
+    }
+
+    fn matrix(&self) -> Matrix {
+        self.owners.reports.page()
     }
 
     fn holder(&self, token: &str) -> Option<Registrar> {

@@ -1,6 +1,7 @@
 //! The views of other clusters' agents. One for each way of reaching this cluster is shared by all agents of which no
 //! rule for callers tells anything; agents of a trust domain that rules name have a view of their own.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -8,9 +9,13 @@ use bytes::Bytes;
 use isthmus_ads::shared::Shared;
 use isthmus_ads::view::View;
 use isthmus_certs::TrustDomain;
-use isthmus_model::slice::Slice;
+use isthmus_model::HostPattern;
+use isthmus_model::address::Target;
+use isthmus_model::slice::{Health, Slice};
 use isthmus_registry::registry::{PeerAccess, project_for_peer};
 use isthmus_trust::join::Party;
+
+use super::reports::NotReady;
 
 /// What the clients of a view have in common: how they reach this cluster, and the trust domain that the rules are for;
 /// none: one that no rule names.
@@ -28,6 +33,8 @@ struct State {
     views: BTreeMap<Kind, Arc<Shared>>,
     /// The trust domains that rules have named since the start: a view stays when its last rule is gone.
     named: BTreeSet<TrustDomain>,
+    /// Endpoints that the cluster's gateways find unhealthy.
+    not_ready: Arc<NotReady>,
 }
 
 impl PeerViews {
@@ -76,6 +83,20 @@ impl PeerViews {
         self.read().views.values().map(Arc::clone).collect()
     }
 
+    /// Sets the endpoints that count as not ready; returns the hosts whose slices differ from now on.
+    pub(super) fn set_not_ready(&self, not_ready: NotReady) -> Vec<HostPattern> {
+        let before = std::mem::replace(&mut self.write().not_ready, Arc::new(not_ready));
+        let now = Arc::clone(&self.read().not_ready);
+        let differs = |host: &&HostPattern| before.get(*host) != now.get(*host);
+        let hosts: BTreeSet<_> = before.keys().chain(now.keys()).filter(differs).cloned().collect();
+        hosts.into_iter().collect()
+    }
+
+    /// The number of endpoints that count as not ready.
+    pub(super) fn not_ready(&self) -> usize {
+        self.read().not_ready.values().map(BTreeSet::len).sum()
+    }
+
     /// Publishes own slices to every view that may see them, and notes which trust domains their rules name.
     pub(super) fn publish(&self, slices: &[Slice]) {
         let named = |slice: &Slice| domains(slice).cloned().collect::<Vec<_>>();
@@ -85,6 +106,8 @@ impl PeerViews {
         }
         let views: Vec<_> =
             self.read().views.iter().map(|(kind, shared)| (kind.clone(), Arc::clone(shared))).collect();
+        let not_ready = Arc::clone(&self.read().not_ready);
+        let slices: Vec<_> = slices.iter().map(|slice| for_peers(slice, &not_ready)).collect();
         // In the order of their keys: the shared view of each kind of access is the first.
         let mut shared_by_all = Vec::new();
         for ((access, domain), shared) in views {
@@ -92,7 +115,7 @@ impl PeerViews {
                 shared_by_all = slices.iter().map(|slice| Entry::from_slice(slice, access, &[])).collect();
             }
             let domain = domain.as_slice();
-            let entry = |(slice, shared): (&Slice, &Entry)| {
+            let entry = |(slice, shared): (&Cow<'_, Slice>, &Entry)| {
                 let differs = domains(slice).any(|named| domain.contains(named));
                 if differs { Entry::from_slice(slice, access, domain) } else { shared.clone() }
             };
@@ -113,6 +136,8 @@ impl PeerViews {
 
     /// Adds these views, with all own slices. Streams of agents that are served another one end, and come back.
     pub(super) fn divide(&self, kinds: Vec<Kind>, slices: &[Slice]) {
+        let not_ready = Arc::clone(&self.read().not_ready);
+        let slices: Vec<_> = slices.iter().map(|slice| for_peers(slice, &not_ready)).collect();
         for (access, domain) in kinds {
             let entries: Vec<_> =
                 slices.iter().map(|slice| Entry::from_slice(slice, access, domain.as_slice())).collect();
@@ -125,6 +150,23 @@ impl PeerViews {
             }
         }
     }
+}
+
+/// The slice with the health of its endpoints as other clusters are to know it.
+fn for_peers<'a>(slice: &'a Slice, not_ready: &NotReady) -> Cow<'a, Slice> {
+    let Some(not_ready) = not_ready.get(&slice.key.host) else { return Cow::Borrowed(slice) };
+    let mut slice = slice.clone();
+    for port in slice.offer.iter_mut().flat_map(|offer| &mut offer.ports) {
+        let number = port.number;
+        let is_meant = |address: &Target| match address {
+            Target::Address(address) => not_ready.contains(&(number, *address)),
+            Target::Name { .. } => false,
+        };
+        for endpoint in port.endpoints.iter_mut().filter(|endpoint| is_meant(&endpoint.address)) {
+            endpoint.health = Health::NotReady;
+        }
+    }
+    Cow::Owned(slice)
 }
 
 /// The trust domains that the rules of a slice name.

@@ -255,6 +255,13 @@ impl Peers {
         self.state.lock().imports.may_stand_at(name, ip)
     }
 
+    /// Publishes the slices of these hosts again: their policy has changed. Returns their number.
+    pub(super) fn publish_traffic(&self, is_meant: impl Fn(&HostPattern) -> bool) -> usize {
+        let count = self.change(|state| state.imports.judge_hosts_again(is_meant));
+        self.pass_on();
+        count
+    }
+
     /// What is offered under one host, and what became of it.
     pub(super) fn imports_of(&self, host: &HostPattern) -> Vec<(ImportStatus, Option<Stale>)> {
         let state = self.state.lock();
@@ -292,9 +299,10 @@ impl Peers {
         if changes.is_empty() {
             return false;
         }
+        let rules = self.views.traffic.rules();
         let encode = |(key, verdict): &(Key, Verdict)| match verdict {
             Verdict::Imported(slice) | Verdict::Unreachable(slice, _) => {
-                (key.to_string(), Ok(slice.encode()))
+                (key.to_string(), Ok(rules.apply(slice).encode()))
             }
             Verdict::Quarantined(why) => (key.to_string(), Err(why.clone())),
             Verdict::Withdrawn => (key.to_string(), Err("is withdrawn".to_owned())),

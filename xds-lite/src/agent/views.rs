@@ -15,11 +15,13 @@ use isthmus_grpc::budget::Principal;
 use isthmus_model::slice::Cluster;
 use isthmus_proto::type_url::{LOCAL_BINDING, SLICE, TRUST_BUNDLE};
 use isthmus_registry::registry::PeerAccess;
+use isthmus_registry::traffic::TrafficRules;
 use isthmus_trust::join::Party;
 
 use super::bundles::Bundles;
 use super::local_bindings::LocalBindings;
 use super::peer_views::PeerViews;
+use super::traffic::LiveTraffic;
 
 /// The views, and which clients see which.
 pub(super) struct Views {
@@ -31,6 +33,8 @@ pub(super) struct Views {
     pub(super) envoys: Option<Adapter>,
     pub(super) bundles: Bundles,
     pub(super) bindings: LocalBindings,
+    /// The policies of traffic that the gateways are told with slices.
+    pub(super) traffic: LiveTraffic,
     /// The identities of the cluster's gateways.
     members: HashSet<SpiffeId>,
     hearing: Arc<RwLock<Hearing>>,
@@ -93,10 +97,16 @@ impl Views {
             envoys,
             bundles,
             bindings,
+            traffic: LiveTraffic::default(),
             is_complete: watch::Sender::default(),
             members: gateways,
             hearing,
         }
+    }
+
+    /// With these policies of traffic.
+    pub(super) fn with_traffic(self, rules: TrafficRules) -> Views {
+        Views { traffic: LiveTraffic::new(rules), ..self }
     }
 
     /// Serves the agents of a cluster from now on; until it has sent its state, its names are not known to be gone.
@@ -108,11 +118,16 @@ impl Views {
 
     /// The principal whose budget a client uses; none: the client is not served.
     pub(super) fn principal(&self, id: &SpiffeId) -> Option<Principal> {
-        if self.members.contains(id) {
+        if self.has_member(id) {
             return Some(Principal::Gateway(id.clone()));
         }
         let party = Party::of_agent(id).filter(|party| self.peers.knows(party))?;
         Some(Principal::Peer(party.cluster))
+    }
+
+    /// Whether an identity is one of the cluster's gateways.
+    pub(super) fn has_member(&self, id: &SpiffeId) -> bool {
+        self.members.contains(id)
     }
 
     /// The trust domain of the own cluster.
@@ -163,7 +178,7 @@ impl Views {
 impl Directory for Views {
     fn view(&self, peer: &SpiffeId, type_url: &str) -> Result<Arc<Shared>, Status> {
         let slices = Party::of_agent(peer).and_then(|party| self.peers.view(&party));
-        if slices.is_none() && !self.members.contains(peer) {
+        if slices.is_none() && !self.has_member(peer) {
             return Err(Status::permission_denied(format!(
                 "{peer} is neither one of this cluster's gateways nor the agent of a peer; list it under `gateways:` or `peers:` of this agent"
             )));
@@ -208,7 +223,7 @@ mod tests {
         let domain = |name: &str| TrustDomain::new(&format!("{name}.example")).unwrap();
         let own = Party { cluster: "east".parse().unwrap(), trust_domain: domain("east") };
         let gateway = SpiffeId::gateway(&domain("east"), "east", "gw-1").unwrap();
-        let told = (Bundles::new(own.clone(), None), LocalBindings::new(&Callers::default()));
+        let told = (Bundles::new(own.clone(), None), LocalBindings::new(&Callers::default(), Vec::new()));
         let views = Views::new(own.cluster, HashSet::from([gateway.clone()]), None, told);
         views.add(&domain("west"), &"west".parse().unwrap(), PeerAccess::Direct);
         let peer = SpiffeId::agent(&domain("west"), "west", "a").unwrap();
@@ -224,7 +239,7 @@ mod tests {
     async fn views_are_complete_once_every_cluster_is_known() {
         let domain = TrustDomain::new("east.example").unwrap();
         let own = Party { cluster: "east".parse().unwrap(), trust_domain: domain.clone() };
-        let told = (Bundles::new(own.clone(), None), LocalBindings::new(&Callers::default()));
+        let told = (Bundles::new(own.clone(), None), LocalBindings::new(&Callers::default(), Vec::new()));
         let views = Views::new(own.cluster, HashSet::new(), None, told);
         let west: Cluster = "west".parse().unwrap();
         views.add(&domain, &west, PeerAccess::Direct);

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use crate::agent::config;
 
+use super::matrix::matrix;
 use super::text;
 
 use isthmus_model::admin::agent::LeaseRequest;
@@ -84,6 +85,13 @@ isthmus-agent explain db.pxc.svc.cluster.local --as spiffe://east.example/ns/sho
         #[command(flatten)]
         at: Where,
     },
+    /// Print how this cluster's gateways reach other clusters' gateways: round trip, jitter, loss, state
+    #[command(after_help = "Example:\n  isthmus-agent matrix --json")]
+    Matrix {
+        /// The agent to ask
+        #[command(flatten)]
+        at: Where,
+    },
     /// Register this VM, or renew its registration; prints the lease
     #[command(after_help = "\
 Example:
@@ -129,6 +137,7 @@ impl Question {
     pub fn render(&self, answer: &Answer) -> Result<String, NotThePage> {
         Ok(match self {
             Question::Status { at } if !at.json => text::status(&answer.page()?),
+            Question::Matrix { at } if !at.json => matrix(&answer.page()?),
             Question::Explain { at, .. } if !at.json => text::explain(&answer.page()?),
             _ => answer.json(),
         })
@@ -262,6 +271,7 @@ fn request(question: &Question) -> Result<Asked, AskError> {
     };
     match question {
         Question::Status { at } => get(at, "/status".to_owned()),
+        Question::Matrix { at } => get(at, "/matrix".to_owned()),
         Question::Explain { host, identity, from, at } => {
             let parts = [("host", Some(host)), ("as", identity.as_ref()), ("from", from.as_ref())];
             let query: Vec<_> = parts

@@ -6,9 +6,13 @@ use comfy_table::{ContentArrangement, Table, presets};
 use isthmus_model::access::Verdict;
 use isthmus_model::admin::StoreHealth;
 use isthmus_model::admin::agent::{
-    Client, Explanation, MtlsResult, Names, Peer, PortAccess, RegisteredEndpoint, RegisteredHost, Status,
-    Upstream,
+    Client, Explanation, GatewayReport, MtlsResult, Names, Peer, PolicyOf, PortAccess, RegisteredEndpoint,
+    RegisteredHost, Status, Upstream,
 };
+
+use isthmus_model::matrix::State;
+
+use super::matrix::problems as of_gateway;
 
 /// Rows of a table; the rest is counted.
 const ROWS: usize = 20;
@@ -41,6 +45,13 @@ pub fn status(answer: &Status) -> String {
         [kind.to_owned(), peer.clone(), yes_or_no(*settled), refusals.to_string(), or_dash(refusal.as_ref())]
     });
     page += &section("CLIENTS", ["NAME", "PEER", "SETTLED", "REFUSALS", "REFUSAL"], clients);
+    let gateways = answer.reports.gateways.iter().map(|(name, report)| {
+        let GatewayReport { fresh, age_seconds, matrix, unhealthy_count, .. } = report;
+        let up = matrix.iter().filter(|row| row.state == State::Up).count();
+        let seen = format!("{up} of {}", matrix.len());
+        [name.clone(), yes_or_no(*fresh), age_seconds.to_string(), seen, unhealthy_count.to_string()]
+    });
+    page += &section("REPORTS", ["GATEWAY", "FRESH", "AGE S", "GATEWAYS UP", "UNHEALTHY"], gateways);
     let stores = answer.state.stores.iter().map(|store| {
         let StoreHealth { store, usable, behind, lost_records, file, .. } = store;
         [store.clone(), yes_or_no(*usable), yes_or_no(*behind), lost_records.to_string(), file.clone()]
@@ -102,6 +113,11 @@ pub fn explain(answer: &Explanation) -> String {
         [port.to_string(), verdict.to_owned(), or_dash(rule.as_ref())]
     });
     page += &section("ACCESS OF THE CALLER", ["PORT", "VERDICT", "RULE"], access);
+    let traffic = answer.traffic.iter().map(|PolicyOf { port, written, policy }| {
+        let port = port.map_or_else(|| "*".to_owned(), |port| port.to_string());
+        [port, or_dash(written.as_ref()), policy.clone()]
+    });
+    page += &section("TRAFFIC OF THIS CLUSTER'S CALLERS", ["PORT", "WRITTEN IN", "POLICY"], traffic);
     let imports = answer.imports.iter();
     let imports =
         imports.map(|slice| [slice.cluster.clone(), slice.host.clone(), or_dash(slice.held.as_ref())]);
@@ -126,12 +142,17 @@ fn problems(answer: &Status) -> Vec<String> {
     let listed = |problems: &[String], what: &str| -> Vec<String> {
         problems.iter().map(|problem| format!("{what}: {problem}")).collect()
     };
-    let mut found = listed(&answer.registry.problems, "registry");
+    let mut found: Vec<_> = answer.refused_edit.iter().map(|why| format!("edit refused: {why}")).collect();
+    if answer.needs_restart {
+        found.push("the agent's file has changed in keys besides `traffic`: restart the agent".to_owned());
+    }
+    found.extend(listed(&answer.registry.problems, "registry"));
     found.extend(answer.peers.iter().flat_map(|(cluster, peer)| of_peer(cluster, peer)));
     found.extend(clients(answer).filter_map(|(kind, client)| {
         let refusal = client.refusal.as_ref()?;
         Some(format!("{kind}: {} rejects a response: {refusal}", client.peer))
     }));
+    found.extend(answer.reports.gateways.iter().flat_map(|(name, report)| of_gateway(name, report)));
     for (direction, count, what) in [
         ("exports", answer.exports.held_back.len(), "not exported"),
         ("imports", answer.imports.held_back.len(), "quarantined"),
@@ -182,7 +203,7 @@ fn of_store(store: &StoreHealth) -> Vec<String> {
 }
 
 /// A table under a title; nothing where there are no rows.
-fn section<const COLUMNS: usize>(
+pub(super) fn section<const COLUMNS: usize>(
     title: &str,
     headings: [&str; COLUMNS],
     rows: impl Iterator<Item = [String; COLUMNS]>,

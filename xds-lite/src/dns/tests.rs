@@ -74,7 +74,7 @@ fn start_on(
     limits: Limits,
 ) -> Running {
     let address = sockets.local_addr().unwrap();
-    let clients = vec![clients.parse().unwrap()];
+    let clients = config::Clients::Listed(vec![clients.parse().unwrap()]);
     let settings = config::Dns { listen: address, clients, upstreams, zones: Vec::new() };
     let table = watch::Sender::new(Arc::new(shop()));
     let server = Arc::new(Server::new(&settings, own, table.subscribe(), limits));

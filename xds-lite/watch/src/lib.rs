@@ -1,6 +1,8 @@
 //! Watches directories for changes of the files in them. Events are only hints: whoever gets one checks the files
 //! itself, and also checks them without any, because some file systems report nothing.
 
+mod file;
+
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{Event, RecommendedWatcher, RecursiveMode, Watcher as _};
+
+pub use file::FileWatcher;
 
 /// What an event says of a file's writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,22 +5,22 @@ use std::net::{IpAddr, SocketAddr};
 
 use isthmus_certs::SpiffeId;
 use isthmus_model::admin::gateway::{
-    Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Refusal, TERMINATE,
+    Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Priority, Refusal, SplitPart, TERMINATE,
 };
-use isthmus_model::{HostName, sni};
+use isthmus_model::{HostName, sni, traffic};
 
 use super::decision::{Asking, Prediction};
 use super::pages::Params;
 use super::tables::{down, endpoint_page, left_out};
-use crate::config::settings::{Bind, Destination, Originate, Sockets};
+use crate::config::settings::{Bind, Destination, Originate, Side, Sockets};
 use crate::control::Control;
 use crate::hello::Alpn;
 use crate::originate;
 use crate::pick::{Choice, order};
 use crate::reason::Reason;
 use crate::route::{Query, Route, route};
-use crate::snapshot::Snapshot;
-use crate::socket;
+use crate::snapshot::{Part, Service, Snapshot};
+use crate::socket::{self, Millis};
 
 /// What is asked.
 struct Question {
@@ -203,6 +203,28 @@ fn refusal(reason: Reason) -> Refusal {
     }
 }
 
+fn split_part((written, part): (&traffic::SplitPart, &Part)) -> SplitPart {
+    SplitPart { to: written.to.to_string(), weight: written.weight, aborted: part.is_aborted() }
+}
+
+/// The priorities of a service by part, and what each receives of the part's connections.
+fn priorities(service: &Service, side: Side, now: Millis) -> Vec<Priority> {
+    let loads = service.loads(now);
+    let parts: Vec<_> = service.split().iter().flat_map(|split| split.written()).collect();
+    let groups = service.groups().zip(loads.of_side(side)).filter_map(|(group, load)| {
+        let (part, priority) = group.endpoints(service).first()?.place();
+        Some(Priority {
+            part: parts.get(usize::from(part)).map(|(written, _)| written.to.to_string()),
+            priority,
+            endpoints: group.endpoints(service).len() as u64,
+            health: load.health,
+            share: load.per_cent,
+            panic: load.panics,
+        })
+    });
+    groups.collect()
+}
+
 /// The service and its endpoints in order, and why it would refuse a connection all the same.
 fn matched(
     tables: &Snapshot,
@@ -222,12 +244,16 @@ fn matched(
         off: control.process.families.off(now),
         now,
     };
+    let split = service.split().filter(|_| route.instance.is_none());
     let attempts = tables.live.upstream.attempts as usize;
     let endpoints = order(service, &choice, attempts, &mut fastrand::Rng::new());
     let matched = Matched {
         service: service.name().to_string(),
         instance: route.instance.as_ref().map(ToString::to_string),
         balance: service.rules.balance,
+        traffic: service.rules.traffic.to_string(),
+        split: split.iter().flat_map(|split| split.written()).map(split_part).collect(),
+        priorities: priorities(service, route.side, now),
         endpoints: endpoints.iter().map(|endpoint| endpoint_page(endpoint, Some(source))).collect(),
         down: left_out(service, &down(control)),
     };

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::effective::effective;
 use super::explain::explain;
-use super::status::status;
+use super::status::{matrix, status};
 use super::tables::{connections, routes, services};
 use crate::control::Control;
 
@@ -61,6 +61,7 @@ pub(crate) fn page(path: &str, params: &Params, control: &Control) -> Page {
         "/services" => answer(services(params, control)),
         "/connections" => answer(connections(params, control)),
         "/explain" => answer(explain(params, control)),
+        "/matrix" => json_page(StatusCode::OK, &matrix(control)),
         "/schema" => json_page(StatusCode::OK, &schema()),
         _ => json_page(StatusCode::NOT_FOUND, &index()),
     }

@@ -5,18 +5,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use isthmus_model::admin::gateway::{
-    AgentContact, AwaitedTrust, Bindings, Certificate, Connections, Domain, DownEndpoint, Issued,
-    LastRefusedEdit, Listener, LoadedTrust, Node, NotOpen, Pipes, Probed, Reloads, Renewal, Resolved, Status,
-    Tables, Trust, Worker,
+    AbortedPart, AgentContact, AwaitedTrust, Bindings, Certificate, Connections, Domain, DownEndpoint,
+    EndpointHealth, Issued, LastRefusedEdit, Listener, LoadedTrust, Matrix, Node, NotOpen, Pipes, Probed,
+    Reloads, Renewal, Resolved, Status, Tables, Trust, UnhealthyEndpoint, Worker,
 };
 
 use crate::config::settings::{self, Bind};
 use crate::control::{self, Answer, Control, Following, Refused, Unreached};
+use crate::health::{Health, Unhealthy};
 use crate::issued::Report;
 use crate::log::rfc3339;
 use crate::snapshot;
 
-/// Addresses listed of those that are not open, and of those that several hosts claim.
+/// Addresses listed of those that are not open, and of those that several hosts claim; parts taken out of their splits.
 const MAX_LISTED: usize = 100;
 
 /// Renders the state of a gateway.
@@ -66,7 +67,10 @@ pub fn status(control: &Control) -> Status {
         last_refused_edit: control
             .last_refused()
             .map(|Refused { why, at }| LastRefusedEdit { why, at: rfc3339(at) }),
-        endpoints_failing: process.suspects.failing() as u64,
+        endpoints_failing: process.health.suspects.failing() as u64,
+        endpoint_health: endpoint_health(&process.health),
+        matrix: matrix(control),
+        split_aborts: split_aborts(&tables),
         hello_memory_bytes: process.limits.hellos.held() as u64,
         hellos_given_up: process.limits.hellos.revoked(),
         pipes: Pipes {
@@ -79,6 +83,25 @@ pub fn status(control: &Control) -> Status {
         trust: trust(control),
         access_log_dropped: process.metrics.log_dropped.load(Relaxed),
     }
+}
+
+/// Renders how the gateway reaches other clusters' gateways.
+#[must_use]
+pub fn matrix(control: &Control) -> Matrix {
+    let found = control.matrix.rows();
+    Matrix { rows: found.rows.clone(), cut_off_since: found.cut_off_since, left_out: found.left_out as u64 }
+}
+
+fn split_aborts(tables: &snapshot::Snapshot) -> Vec<AbortedPart> {
+    let splits = tables.services().filter_map(|service| Some((service, service.split()?)));
+    let aborted = splits.flat_map(|(service, split)| {
+        let parts = split.written().filter(|(_, part)| part.is_aborted());
+        parts.map(|(written, _)| AbortedPart {
+            service: service.name().to_string(),
+            part: written.to.to_string(),
+        })
+    });
+    aborted.take(MAX_LISTED).collect()
 }
 
 fn node(node: &settings::Node) -> Node {
@@ -182,6 +205,26 @@ fn issued(report: Report) -> Issued {
         not_after: report.until.map(text),
         due: report.due.map(text),
         problem: report.problem,
+    }
+}
+
+fn endpoint_health(health: &Health) -> EndpointHealth {
+    let unhealthy = health.unhealthy();
+    EndpointHealth {
+        probed: health.endpoints() as u64,
+        stretch: health.stretch(),
+        unhealthy: unhealthy.len() as u64,
+        listed: unhealthy.into_iter().take(MAX_LISTED).map(unhealthy_endpoint).collect(),
+    }
+}
+
+fn unhealthy_endpoint(one: Unhealthy) -> UnhealthyEndpoint {
+    UnhealthyEndpoint {
+        service: format!("{}:{}", one.host, one.port),
+        address: one.endpoint.to_string(),
+        cluster: one.cluster.map(Into::into),
+        since: rfc3339(one.since),
+        why: one.why.to_string(),
     }
 }
 

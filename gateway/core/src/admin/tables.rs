@@ -104,6 +104,7 @@ fn service_page(
     page::Service {
         service: service.name().to_string(),
         balance: service.rules.balance,
+        traffic: service.rules.traffic.to_string(),
         connections: service.state.active(),
         endpoints: service.endpoints.iter().map(|endpoint| endpoint_page(endpoint, None)).collect(),
         unresolved: service.targets().filter(is_unresolved).map(ToString::to_string).collect(),
@@ -120,6 +121,7 @@ pub(super) fn endpoint_page(endpoint: &Endpoint, source: Option<IpAddr>) -> page
         address: endpoint.address.to_string(),
         instance: endpoint.traits.instance.as_ref().map(ToString::to_string),
         weight: endpoint.weight,
+        priority: endpoint.place().1,
         locality: endpoint.traits.locality.clone(),
         cluster: endpoint.cluster().map(str::to_owned),
         healthy: state.healthy(now),

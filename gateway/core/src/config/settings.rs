@@ -18,7 +18,7 @@ pub use super::destinations::{Capture, Destination, OriginalDestination, Sockets
 pub use super::trusts::{FirstToken, ManagedTrust, Trusts};
 pub use isthmus_model::address::Target;
 pub use isthmus_model::services::{
-    Balance, CertificateFiles, Endpoint, Named, RemoteGateway, Scope, Service, ServiceAccess,
+    Balance, CertificateFiles, Endpoint, HealthCheck, Named, RemoteGateway, Scope, Service, ServiceAccess,
     ServiceTimeouts, ServiceTls, TlsMode,
 };
 
@@ -363,6 +363,8 @@ pub struct AccessLog {
     pub enabled: bool,
     /// Also connections that never sent a byte.
     pub no_data: bool,
+    /// Also probes of other clusters' gateways.
+    pub probes: bool,
     /// Bytes of lines that wait to be written, for each worker; beyond, lines are dropped and counted.
     pub buffer: usize,
 }

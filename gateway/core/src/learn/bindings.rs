@@ -1,14 +1,17 @@
-//! Accepts the agent's bindings and callers, persists them for a restart, and puts them into the tables. While the agent
+//! Accepts the agent's bindings and callers, persists them for a restart, and puts them into the tables; and what identities
+//! the gateway may have, which needs no listener. While the agent
 //! is unreachable they stay as they are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use isthmus_ads::client::{Refused, Resource, Update};
+use isthmus_ads::client::{Client, Refused, Resource, Update};
+use isthmus_certs::SpiffeId;
 use isthmus_model::allotment::MAX_NAMES;
-use isthmus_model::binding::{LocalBinding, WireError};
+use isthmus_model::binding::{Granted, LocalBinding, WireError, granted_name, is_granted_name};
 use isthmus_model::slice::version;
+use isthmus_proto::type_url::LOCAL_BINDING;
 use isthmus_store::{Persistence, Record, Source};
 
 use crate::control::Control;
@@ -18,14 +21,18 @@ use crate::snapshot::LearnedBindings;
 const FILE: &str = "bindings.db";
 /// The kind of the store's keys.
 const KIND: &str = "binding/";
-/// Bindings of an agent: as many as it can allot, and the callers.
-const MOST: usize = MAX_NAMES + 1;
+/// Bindings of an agent: as many as it can allot, the callers, and the identities of this gateway.
+const MOST: usize = MAX_NAMES + 2;
 
 /// The accepted bindings, as a source for the store.
 pub(super) struct Bindings(Mutex<Accepted>);
 
 struct Accepted {
     control: Arc<Control>,
+    /// The name of the list of identities of this gateway.
+    own: String,
+    /// All of the agent's bindings are needed by a listener.
+    follows_all: bool,
     /// Encoded bindings by the names of their resources.
     all: BTreeMap<String, Vec<u8>>,
     persistence: Option<Persistence>,
@@ -38,11 +45,18 @@ type Changes = Vec<(String, Option<LocalBinding>)>;
 
 impl Bindings {
     /// Opens the store; bindings of the state directory, if any, are in use when this returns.
-    pub(super) fn begin(control: Arc<Control>, state: Option<&Path>) -> Arc<Bindings> {
-        let accepted =
-            Accepted { control, all: BTreeMap::new(), persistence: None, are_versions_sent: false };
+    pub(super) fn begin(control: Arc<Control>, own: &SpiffeId, state: Option<&Path>) -> Arc<Bindings> {
+        let follows_all = control.process.fixed.follows_bindings;
+        let accepted = Accepted {
+            control,
+            own: granted_name(own),
+            follows_all,
+            all: BTreeMap::new(),
+            persistence: None,
+            are_versions_sent: false,
+        };
         let bindings = Arc::new(Bindings(Mutex::new(accepted)));
-        let Some(folder) = state else { return bindings };
+        let Some(folder) = state.filter(|_| follows_all) else { return bindings };
         let (mut persistence, records) = Persistence::open("bindings", folder, FILE);
         bindings.locked().restore(records, Some(&persistence));
         let source = Arc::<Bindings>::downgrade(&bindings);
@@ -53,6 +67,17 @@ impl Bindings {
 
     fn locked(&self) -> MutexGuard<'_, Accepted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client of all bindings, or of this gateway's identities alone.
+    pub(super) fn client(&self) -> Client {
+        let accepted = self.locked();
+        if accepted.follows_all {
+            return Client::of_tables(LOCAL_BINDING);
+        }
+        let mut client = Client::of_names(LOCAL_BINDING);
+        let _first = client.set_names(&BTreeSet::from([accepted.own.clone()]));
+        client
     }
 
     /// Accepts what is valid of an update; of what is not, the last valid one stays.
@@ -146,6 +171,13 @@ impl Accepted {
     }
 
     fn bind(&self, changes: Changes) {
+        let (granted, changes): (Changes, Changes) =
+            changes.into_iter().partition(|(name, _)| is_granted_name(name));
+        for (name, binding) in &granted {
+            if let Some(LocalBinding::Granted(granted)) = binding.as_ref().filter(|_| *name == self.own) {
+                self.give_up_all_but(granted);
+            }
+        }
         if changes.is_empty() {
             return;
         }
@@ -156,6 +188,14 @@ impl Accepted {
             }
         });
     }
+
+    /// Live connections that present another identity are ended by `recheck`.
+    fn give_up_all_but(&self, granted: &Granted) {
+        let tables = self.control.process.tables.load();
+        for identity in tables.ends.issued.keep_granted(granted) {
+            tracing::warn!(%identity, "certificate given up: the agent does not list the identity for this gateway any more");
+        }
+    }
 }
 
 fn change(known: &mut LearnedBindings, name: &str, binding: Option<LocalBinding>) {
@@ -164,6 +204,8 @@ fn change(known: &mut LearnedBindings, name: &str, binding: Option<LocalBinding>
             known.hosts.insert(binding.host.clone(), Arc::new(binding));
         }
         Some(LocalBinding::Callers(callers)) => known.callers = Arc::new(callers),
+        // It is in no table.
+        Some(LocalBinding::Granted(_)) => {}
         None => match name.strip_prefix("name/") {
             Some(host) => _ = known.hosts.remove(host),
             None => known.callers = Arc::default(),

@@ -5,27 +5,29 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use isthmus_certs::TrustDomain;
+use isthmus_health::matrix::Distances;
 use isthmus_model::services::ServiceTls;
 use isthmus_model::slice::{self, Cluster, Health, Offer, Port, Slice, Staleness, Tls};
-use isthmus_model::{HostName, HostPattern};
+use isthmus_model::traffic::Traffic;
+use isthmus_model::{HostName, HostPattern, Labels};
 
 use super::access;
 use crate::config::settings::{Endpoint, Named, RemoteGateway, Scope, Service, Target, TlsMode};
-
-/// Priority of remote gateways: used when no endpoint in the own network is healthy.
-const BEYOND: u8 = 1;
+use crate::priorities::{Position, compact};
 
 /// The gateway's own position, from which slices are seen.
 #[derive(Clone, Debug)]
 pub(super) struct Here {
-    /// Name of the own cluster.
-    pub(super) cluster: String,
+    /// The own cluster, and the locality in it.
+    pub(super) position: Position,
     /// Name of this gateway in its cluster.
     pub(super) gateway: String,
     /// Its trust domain: other clusters' rules were sent for callers of it.
     pub(super) domain: TrustDomain,
     /// Addresses that failed their probes while the agent is unreachable.
     pub(super) down: HashSet<Target>,
+    /// The distances of other clusters' gateways.
+    pub(super) distances: Distances,
 }
 
 impl Here {
@@ -37,36 +39,33 @@ impl Here {
         slices.sort_by(|a, b| (&a.key.host, rank(a)).cmp(&(&b.key.host, rank(b))));
         let mut services: Vec<Service> = Vec::with_capacity(slices.len());
         for alike in slices.chunk_by(|one, other| one.key.host == other.key.host) {
-            let mut ports: BTreeMap<u16, Service> = BTreeMap::new();
+            let mut ports: BTreeMap<u16, Merged<'_>> = BTreeMap::new();
             let names = Unique::among(alike, self);
             for slice in alike {
                 let Some(offer) = &slice.offer else { continue };
                 for port in &offer.ports {
-                    self.add(&mut ports, slice, offer, port, &names);
+                    // The own cluster comes first.
+                    let merged = ports.entry(port.number).or_insert_with(|| Merged {
+                        service: service(&slice.key.host, offer, port, self.is_own(&slice.key.cluster)),
+                        owners: Vec::new(),
+                    });
+                    self.add(&mut merged.service, slice, offer, port, &names);
+                    merged.owners.resize(merged.service.endpoints.len(), &slice.key.cluster);
                 }
             }
-            services.extend(ports.into_values());
+            services.extend(ports.into_values().map(|merged| merged.placed(self)));
         }
         services
     }
 
     pub(super) fn is_own(&self, cluster: &Cluster) -> bool {
-        cluster.as_str() == self.cluster
+        cluster.as_str() == self.position.cluster
     }
 
-    fn add(
-        &self,
-        ports: &mut BTreeMap<u16, Service>,
-        slice: &Slice,
-        offer: &Offer,
-        port: &Port,
-        names: &Unique<'_>,
-    ) {
+    fn add(&self, service: &mut Service, slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) {
         let opens = offer.exposed_on.is_empty() || offer.exposed_on.contains(&self.gateway);
         let is_own = self.is_own(&slice.key.cluster);
-        // The own cluster comes first.
-        let service =
-            ports.entry(port.number).or_insert_with(|| service(&slice.key.host, offer, port, is_own));
+        service.traffic = service.traffic.take().or_else(|| port.traffic.clone());
         service.exposed |= is_own && port.exported && opens;
         // Behind a door of this gateway runs plaintext, which never crosses clusters.
         if service.tls_mode() == TlsMode::Terminate && !is_own {
@@ -87,7 +86,7 @@ impl Here {
     /// Sets the weight of an address that is down to 0. It stays in the tables so that its name is still resolved.
     fn with_probe_result(&self, endpoint: Endpoint, offer: &Offer) -> Endpoint {
         let is_down = offer.staleness == Staleness::Probe && self.down.contains(&endpoint.address);
-        if is_down { Endpoint { weight: 0, ..endpoint } } else { endpoint }
+        if is_down { Endpoint { weight: 0, is_ready: false, ..endpoint } } else { endpoint }
     }
 
     /// Returns the addresses that connections to a slice go to and that may be probed. A plaintext server behind a door of
@@ -105,6 +104,26 @@ impl Here {
                 direct.map(|one| &one.address).chain(gateways.iter().map(|one| &one.address))
             })
         })
+    }
+}
+
+/// A service of all slices, and the cluster that each of its endpoints is in.
+struct Merged<'a> {
+    service: Service,
+    owners: Vec<&'a Cluster>,
+}
+
+impl Merged<'_> {
+    /// Returns the service with the priorities of its endpoints, and their parts of its split.
+    fn placed(mut self, here: &Here) -> Service {
+        let traffic = self.service.traffic.clone().unwrap_or_else(Traffic::unwritten);
+        for (endpoint, owner) in self.service.endpoints.iter_mut().zip(&self.owners) {
+            let is_gateway = matches!(endpoint.reach, Scope::RemoteGateway(_));
+            let class = if is_gateway { here.distances.class(&endpoint.address) } else { 0 };
+            here.position.place(endpoint, &traffic, owner.as_str(), class);
+        }
+        compact(&mut self.service.endpoints);
+        self.service
     }
 }
 
@@ -169,7 +188,9 @@ fn service(host: &HostPattern, offer: &Offer, port: &Port, is_own: bool) -> Serv
         balance: port.balance,
         max_connections: port.max_connections,
         send_proxy: port.send_proxy,
+        traffic: None,
         timeouts: port.timeouts.clone(),
+        health: port.health.clone(),
         endpoints: Vec::new(),
         exposed: false,
         about: None,
@@ -186,6 +207,7 @@ fn endpoint(endpoint: &slice::Endpoint, is_own: bool, slice: &Slice, names: &Uni
         locality: endpoint.locality.clone(),
         aliases: if instance.is_some() { endpoint.aliases.clone().into() } else { [].into() },
         instance,
+        labels: endpoint.labels.clone(),
         reach: if is_own && endpoint.exposed {
             Scope::Exported { by_name: endpoint.instance_exported }
         } else {
@@ -193,6 +215,8 @@ fn endpoint(endpoint: &slice::Endpoint, is_own: bool, slice: &Slice, names: &Uni
         },
         access: None,
         priority: 0,
+        part: 0,
+        is_ready: endpoint.health != Health::NotReady,
     }
 }
 
@@ -206,6 +230,7 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
         cluster: slice.key.cluster.clone(),
         instances: instances.collect(),
         ranges: offer.gateway_ranges.clone(),
+        terminates: port.tls == Tls::Terminated,
     });
     let ready: u32 = port.ready.iter().fold(0, |sum, ready| sum.saturating_add(ready.ready));
     let gateway = |gateway: &slice::Gateway| Endpoint {
@@ -214,9 +239,12 @@ fn gateways(slice: &Slice, offer: &Offer, port: &Port, names: &Unique<'_>) -> Ve
         weight: ready.min(u32::from(u16::MAX)),
         locality: gateway.locality.clone(),
         aliases: [].into(),
+        labels: Labels::default(),
         reach: Scope::RemoteGateway(Arc::clone(&beyond)),
         access: None,
-        priority: BEYOND,
+        priority: 0,
+        part: 0,
+        is_ready: true,
     };
     offer.gateways.iter().map(gateway).collect()
 }
@@ -226,6 +254,7 @@ mod tests {
     use isthmus_certs::SpiffeId;
     use isthmus_model::Locality;
     use isthmus_model::slice::{Gateway, Instance, Key, Order, Ready};
+    use isthmus_model::traffic::Traffic;
 
     use super::*;
 
@@ -235,7 +264,9 @@ mod tests {
 
     fn here() -> Here {
         let domain = TrustDomain::new("west.example").unwrap();
-        Here { cluster: "west".to_owned(), gateway: "gw-1".to_owned(), domain, down: HashSet::new() }
+        let position = Position { cluster: "west".to_owned(), locality: Locality::default() };
+        let (gateway, distances) = ("gw-1".to_owned(), Distances::default());
+        Here { position, gateway, domain, down: HashSet::new(), distances }
     }
 
     fn slice(cluster: &str, endpoints: Vec<slice::Endpoint>, ready: Vec<Ready>) -> Slice {
@@ -262,6 +293,7 @@ mod tests {
             identity: None,
             exposed,
             aliases: vec![name("src.pxc")],
+            labels: Labels::default(),
         }
     }
 
@@ -294,11 +326,40 @@ mod tests {
         let service = only(here().services([&east, &own].into_iter()));
         assert_eq!(service, only(here().services([&own, &east].into_iter())), "in any order");
         let [near, beyond] = &service.endpoints[..] else { panic!("{:?}", service.endpoints) };
-        assert_eq!((near.priority, beyond.priority, beyond.weight), (0, BEYOND, 5));
+        assert_eq!((near.priority, beyond.priority, beyond.weight), (0, 1, 5));
         assert_eq!(near.reach, Scope::Exported { by_name: false });
         assert_eq!(beyond.address.to_string(), "gw.east.example:15443");
         assert!(service.exposed);
         assert_eq!((names_of(near), names_of(beyond)), (vec!["db-0".to_owned()], vec!["db-7".to_owned()]));
+    }
+
+    #[test]
+    fn nearer_gateways_precede_farther_ones_and_follow_local_endpoints() {
+        let own = slice("west", vec![local("db-0", true)], Vec::new());
+        let (east, south) = (slice("east", Vec::new(), far(5, &[])), slice("south", Vec::new(), far(1, &[])));
+        let gateway = |cluster: &str| format!("gw.{cluster}.example:15443").parse().unwrap();
+        let distances = [(gateway("east"), 1), (gateway("south"), 0)].into_iter().collect();
+        let here = Here { distances, ..here() };
+        let service = only(here.services([&own, &east, &south].into_iter()));
+        let priorities: Vec<_> = service.endpoints.iter().map(|endpoint| endpoint.priority).collect();
+        assert_eq!(priorities, [0, 2, 1]);
+    }
+
+    #[test]
+    fn policy_of_traffic_is_that_of_the_own_slice_else_of_the_first_that_has_one() {
+        let with = |cluster: &str, policy| {
+            let mut slice = slice(cluster, Vec::new(), far(1, &[]));
+            slice.offer.as_mut().unwrap().ports[0].traffic = policy;
+            slice
+        };
+        let policy = |panic| Some(Arc::new(Traffic { panic: Some(panic), ..Traffic::default() }));
+        let (own, east, south) = (with("west", policy(1)), with("east", None), with("south", policy(3)));
+        let panic = |slices: &[&Slice]| {
+            only(here().services(slices.iter().copied())).traffic.and_then(|traffic| traffic.panic)
+        };
+        assert_eq!(panic(&[&east, &own, &south]), Some(1));
+        assert_eq!(panic(&[&south, &east]), Some(3));
+        assert_eq!(panic(&[&east]), None);
     }
 
     #[test]
@@ -360,7 +421,7 @@ mod tests {
         let service = only(here().services([&east].into_iter()));
         assert_eq!((service.tls_mode(), service.identities().len()), (TlsMode::Passthrough, 1));
         let [beyond] = &service.endpoints[..] else { panic!("{:?}", service.endpoints) };
-        assert_eq!((beyond.address.to_string().as_str(), beyond.priority), ("gw.east.example:15443", BEYOND));
+        assert_eq!(beyond.address.to_string(), "gw.east.example:15443");
         let leads_to: Vec<_> = here().leads_to(&east).map(ToString::to_string).collect();
         assert_eq!(leads_to, ["gw.east.example:15443"]);
         // One plaintext endpoint of a port with TLS.

@@ -15,8 +15,8 @@ use isthmus_model::address::Ranges;
 use isthmus_model::slice::{Slice, Staleness};
 
 use crate::config::settings::Target;
-use crate::connect;
 use crate::control::{Probed, Unreached};
+use crate::dial;
 use crate::worker::Process;
 
 use super::services::Here;
@@ -75,7 +75,7 @@ impl Names {
 }
 
 async fn reached(to: SocketAddr, process: Arc<Process>) -> io::Result<()> {
-    connect::plain(to, &process).await.map(drop)
+    dial::plain(to, &process).await.map(drop)
 }
 
 impl Slices {

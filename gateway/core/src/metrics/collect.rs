@@ -1,18 +1,26 @@
 //! Renders the metrics for Prometheus. One table defines each metric with its labels, help and source;
 //! `docs/metrics.md` documents the same table.
 
+mod reached;
+mod render;
+
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use isthmus_certs::trust::Expiry;
+use isthmus_model::matrix::State;
 use isthmus_store::StoreHealth;
 use prometheus::TextEncoder;
-use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
+use prometheus::proto::{self, MetricFamily};
 
-use super::{BUCKETS, Histogram, ListenerCounters, WorkerCounters};
+use self::reached::{attempts, ejections, hedges, matrix, seconds};
+use self::render::family;
+use super::{BUCKETS, Histogram, ListenerCounters, PROBES, WorkerCounters};
 use crate::control::{Control, Following, Probed};
 use crate::demotion::Outcome;
 use crate::drain::Phase;
+use crate::endpoint::ServiceState;
+use crate::gateways::RESULTS;
 use crate::reason::Reason;
 
 /// One family of metrics.
@@ -73,17 +81,49 @@ metrics! {
     "duration_seconds" histogram [] "Time from accept to the end of the connection."
         = |control| histogram(control, |counters| &counters.duration);
     "attempts_failed_total" counter ["reason"] "Failed attempts to reach an endpoint, by reason; most are followed by another attempt."
-        = attempts_failed;
+        = |control| attempts(control, |counters| &counters.failures);
+    "moves_total" counter ["reason"] "Connections moved to another endpoint, by the reason of the failed attempt."
+        = |control| attempts(control, |counters| &counters.moves);
+    "hedges_total" counter ["result"] "Second connects begun because the first was slow, by result: `won` if the second endpoint serves the connection, otherwise `lost`."
+        = hedges;
+    "lost_after_bytes_total" counter [] "Connections that a server reset or left without an answer when they could no longer move to another endpoint."
+        = |control| total(control, |counters| &counters.lost);
     "replays_total" counter [] "ClientHellos replayed to another endpoint because the first one rejected them."
         = |control| total(control, |counters| &counters.replays);
     "ejections_total" counter [] "Endpoint ejections after failed connects or unanswered ClientHellos of the gateway itself."
         = ejections;
     "demotions_total" counter [] "Endpoint demotions (tried last for a while) after rejected ClientHellos or failed connects."
         = |control| total(control, |counters| &counters.demotions);
-    "hello_checks_total" counter ["result"] "The gateway's own ClientHellos to demoted endpoints, by result: `answered`, `alert`, `closed`, `reset`, `silent`, `unreached`, or `not_asked` if this machine could not send one."
+    "split_aborts_total" counter [] "Parts taken out of their split because too many of their connections failed (`abort_if`)."
+        = |control| vec![one([], sum([&control.process.metrics.split_aborts]))];
+    "hello_checks_total" counter ["result"] "The gateway's own ClientHellos to demoted endpoints, by result: `answered`, `alert`, `closed`, `reset`, `silent`, `unreached`, `not_served` by another cluster's gateway, or `not_asked` if this machine could not send one."
         = hello_checks;
     "endpoints_failing" gauge [] "Endpoints that do not answer the gateway's own ClientHello and are tried last until they do."
-        = |control| vec![one([], float(control.process.suspects.failing()))];
+        = |control| vec![one([], float(control.process.health.suspects.failing()))];
+    "endpoints_unhealthy" gauge [] "Endpoints that are ejected or have failed their probes; they get no new connections while others are healthy."
+        = |control| vec![one([], float(control.process.health.count()))];
+    "endpoints_probed" gauge [] "Endpoints of services with `health.probe`."
+        = |control| vec![one([], float(control.process.health.endpoints()))];
+    "probes_total" counter ["probe", "result"] "Probes of services with `health.probe`, by kind and result, with the results of `isthmus_hello_checks_total` and `bad_status` for HTTP."
+        = probes;
+    "probe_stretch" gauge [] "How many times longer than configured the interval of the slowest recent probe was; 1 is as configured. More than 500 probes a second are not made."
+        = |control| vec![one([], control.process.health.stretch())];
+    "matrix_up" gauge ["cluster", "address"] "1 while a gateway address of another cluster answers probes, otherwise 0; absent before the first probe."
+        = |control| matrix(control, |row| (row.state != State::Unknown).then(|| u8::from(row.state == State::Up).into()));
+    "matrix_rtt_seconds" gauge ["cluster", "address"] "Smoothed round trip to a gateway address of another cluster."
+        = |control| matrix(control, |row| seconds(row.rtt_micros));
+    "matrix_jitter_seconds" gauge ["cluster", "address"] "Mean deviation of the round trip to a gateway address of another cluster."
+        = |control| matrix(control, |row| seconds(row.jitter_micros));
+    "matrix_loss_ratio" gauge ["cluster", "address"] "Share of the last 32 probes of a gateway address of another cluster without an answer, from 0 to 1."
+        = |control| matrix(control, |row| Some(f64::from(row.loss_percent) / 100.0));
+    "matrix_class" gauge ["cluster", "address"] "Class of distance of a gateway address of another cluster; connections prefer lower ones."
+        = |control| matrix(control, |row| Some(row.class.into()));
+    "matrix_cut_off" gauge [] "1 while no gateway of another cluster answers probes: this gateway seems to be cut off."
+        = |control| vec![one([], u32::from(control.matrix.rows().cut_off_since.is_some()))];
+    "matrix_left_out" gauge [] "Gateway addresses of other clusters that are not probed because there are too many."
+        = |control| vec![one([], float(control.matrix.rows().left_out))];
+    "matrix_probes_total" counter ["result"] "Probes of gateway addresses of other clusters, by result: `alert` (as gateways answer), `closed`, `unreached`, or `not_asked` if this machine could not send one."
+        = matrix_probes;
     "accept_pauses_total" counter [] "Times accepting paused because file descriptors had run out."
         = |control| total(control, |counters| &counters.accept_pauses);
     "connections_limit" gauge [] "Connections allowed by the descriptor limit and `limits.connections`."
@@ -115,7 +155,11 @@ metrics! {
     "service_connections_total" counter ["service"] "Connections that reached an endpoint of the service."
         = |control| by_service(control, |counters| &counters.connections);
     "service_connections_active" gauge ["service"] "Open connections of the service."
-        = service_active;
+        = |control| service_states(control, ServiceState::active);
+    "service_connects_pending" gauge ["service"] "Connects of the service that are under way."
+        = |control| service_states(control, ServiceState::pending);
+    "service_retries_active" gauge ["service"] "Retries of the service that are under way and count against its budget."
+        = |control| service_states(control, ServiceState::retries);
     "service_bytes_total" counter ["service", "direction"] "Bytes relayed by ended connections of the service; `in` from clients, `out` from servers."
         = service_bytes;
     "certificate_expiry_seconds" gauge ["kind", "name", "serial"] "Time until a certificate in use expires, negative afterwards; `kind` is `leaf`, `intermediate` or `root`."
@@ -159,45 +203,6 @@ pub fn text(control: &Control) -> String {
     // Encoding fails only for a family without a metric; those are filtered out.
     let shown: Vec<_> = families.into_iter().filter(|family| !family.get_metric().is_empty()).collect();
     TextEncoder::new().encode_to_string(&shown).unwrap_or_default()
-}
-
-fn family(definition: &Definition, control: &Control) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(definition.name.to_owned());
-    family.set_help(definition.help.to_owned());
-    family.set_field_type(match definition.kind {
-        "counter" => MetricType::COUNTER,
-        "histogram" => MetricType::HISTOGRAM,
-        _ => MetricType::GAUGE,
-    });
-    family.set_metric(
-        (definition.read)(control).into_iter().map(|sample| metric(definition, sample)).collect(),
-    );
-    family
-}
-
-fn metric(definition: &Definition, Sample(labels, value): Sample) -> proto::Metric {
-    let pairs = definition.labels.iter().zip(labels).map(|(name, value)| {
-        let mut pair = LabelPair::default();
-        pair.set_name((*name).to_owned());
-        pair.set_value(value);
-        pair
-    });
-    let mut metric = proto::Metric::from_label(pairs.collect());
-    match value {
-        Value::Histogram(histogram) => metric.set_histogram(histogram),
-        Value::Number(number) if definition.kind == "counter" => {
-            let mut counter = proto::Counter::default();
-            counter.set_value(number);
-            metric.set_counter(counter);
-        }
-        Value::Number(number) => {
-            let mut gauge = proto::Gauge::default();
-            gauge.set_value(number);
-            metric.set_gauge(gauge);
-        }
-    }
-    metric
 }
 
 fn one<const N: usize>(labels: [String; N], value: impl Into<f64>) -> Sample {
@@ -280,32 +285,25 @@ fn histogram(control: &Control, of: fn(&WorkerCounters) -> &Histogram) -> Vec<Sa
     vec![Sample(Vec::new(), Value::Histogram(histogram))]
 }
 
-fn attempts_failed(control: &Control) -> Vec<Sample> {
-    let failures = |reason: &Reason| {
-        let counts = workers(control).filter_map(|counters| counters.failures.get(*reason as usize));
-        one([reason.word().to_owned()], sum(counts))
-    };
-    [
-        Reason::ConnectRefused,
-        Reason::ConnectTimeout,
-        Reason::ConnectFailed,
-        Reason::UpstreamRejected,
-        Reason::LocalResources,
-        Reason::Loop,
-    ]
-    .iter()
-    .map(failures)
-    .collect()
-}
-
-fn ejections(control: &Control) -> Vec<Sample> {
-    let by_connects = workers(control).map(|counters| &counters.ejections);
-    vec![one([], sum(by_connects.chain([&control.process.metrics.own_ejections])))]
+fn matrix_probes(control: &Control) -> Vec<Sample> {
+    let counts = RESULTS.iter().zip(&control.matrix.probes);
+    counts.map(|(result, count)| one([(*result).to_owned()], sum([count]))).collect()
 }
 
 fn hello_checks(control: &Control) -> Vec<Sample> {
     let counts = Outcome::ALL.iter().zip(&control.process.metrics.checks);
-    counts.map(|(outcome, count)| one([outcome.word().to_owned()], sum([count]))).collect()
+    let of_hellos = counts.filter(|(outcome, _)| **outcome != Outcome::BadStatus);
+    of_hellos.map(|(outcome, count)| one([outcome.word().to_owned()], sum([count]))).collect()
+}
+
+fn probes(control: &Control) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for (probe, counts) in PROBES.iter().zip(&control.process.metrics.probes) {
+        for (outcome, count) in Outcome::ALL.iter().zip(counts) {
+            samples.push(one([(*probe).to_owned(), outcome.word().to_owned()], sum([count])));
+        }
+    }
+    samples
 }
 
 fn connections_limit(control: &Control) -> u32 {
@@ -324,11 +322,11 @@ fn by_service(control: &Control, of: fn(&crate::endpoint::ServiceCounters) -> &A
     services.iter().map(|counters| one([counters.name.to_string()], sum([of(counters)]))).collect()
 }
 
-fn service_active(control: &Control) -> Vec<Sample> {
+fn service_states(control: &Control, of: fn(&ServiceState) -> u32) -> Vec<Sample> {
     let services = control.process.metrics.services.all();
     services
         .iter()
-        .filter_map(|counters| Some(one([counters.name.to_string()], counters.of.upgrade()?.active())))
+        .filter_map(|counters| Some(one([counters.name.to_string()], of(&*counters.of.upgrade()?))))
         .collect()
 }
 

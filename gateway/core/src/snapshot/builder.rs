@@ -15,6 +15,7 @@ use super::service::{Resolved, Service, ServiceBuilder};
 use super::shared::Shared;
 use crate::config::settings::{self, Live};
 use crate::ends::Ends;
+use crate::gateways::Gateways;
 
 /// State kept beside the tables for building the next ones.
 #[derive(Debug, Default)]
@@ -42,6 +43,11 @@ impl CompilerState {
         let mut state = CompilerState::default();
         tables.file.iter().for_each(|service| state.add_targets(service));
         state
+    }
+
+    /// Returns the gateway addresses of other clusters that endpoints have.
+    pub(crate) fn gateways(&self) -> Arc<Gateways> {
+        Arc::clone(&self.shared.gateways)
     }
 
     /// Returns the host names used as endpoint addresses, in order.
@@ -106,6 +112,8 @@ pub(crate) struct SnapshotBuilder<'a> {
     resolved: &'a Resolved,
     is_own: &'a dyn Fn(SocketAddr) -> bool,
     rebuilt: usize,
+    /// Services that were built or entered anew and whose endpoints are probed.
+    probed: Vec<Arc<Service>>,
 }
 
 impl<'a> SnapshotBuilder<'a> {
@@ -117,7 +125,7 @@ impl<'a> SnapshotBuilder<'a> {
         (resolved, is_own): (&'a Resolved, &'a dyn Fn(SocketAddr) -> bool),
     ) -> SnapshotBuilder<'a> {
         let tables = Snapshot { epoch: before.epoch + 1, ..before.clone() };
-        SnapshotBuilder { tables, state, resolved, is_own, rebuilt: 0 }
+        SnapshotBuilder { tables, state, resolved, is_own, rebuilt: 0, probed: Vec::new() }
     }
 
     /// Whether something differs from the previous tables.
@@ -129,6 +137,11 @@ impl<'a> SnapshotBuilder<'a> {
     /// file count as one more.
     pub(crate) fn rebuilt(&self) -> usize {
         self.rebuilt
+    }
+
+    /// Takes the services that were built or entered anew and whose endpoints are probed.
+    pub(crate) fn take_probed(&mut self) -> Vec<Arc<Service>> {
+        std::mem::take(&mut self.probed)
     }
 
     /// Returns the tables.
@@ -190,7 +203,17 @@ impl<'a> SnapshotBuilder<'a> {
         let made = self.builder().build(settings, known.as_ref().map(|claim| &*claim.service));
         match known.filter(|claim| !claim.is_learned() && claim.service.is_as(&made)) {
             Some(same) => same.service,
-            None => Arc::new(made),
+            None => {
+                let made = Arc::new(made);
+                self.note_probed(&made);
+                made
+            }
+        }
+    }
+
+    fn note_probed(&mut self, service: &Arc<Service>) {
+        if service.rules.health.probes() {
+            self.probed.push(Arc::clone(service));
         }
     }
 
@@ -245,6 +268,7 @@ impl<'a> SnapshotBuilder<'a> {
                 self.tables.endpoints =
                     self.tables.endpoints - service.endpoints.len() + made.endpoints.len();
                 *service = Arc::new(made);
+                self.note_probed(service);
                 self.tables.names.add(service, Place::in_file(index));
                 self.rebuilt += 1;
             }
@@ -298,6 +322,7 @@ impl<'a> SnapshotBuilder<'a> {
             self.state.hidden.insert(Arc::clone(service));
         } else {
             self.tables.learned.insert(Arc::clone(service));
+            self.note_probed(service);
             self.state.add_door(service);
             self.tables.names.add(service, Place::LEARNED);
             self.tables.endpoints += service.endpoints.len();

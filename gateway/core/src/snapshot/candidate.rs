@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Resolved;
-use super::service::EndpointMeta;
+use super::endpoint::EndpointMeta;
 use crate::config::settings::Target;
 
 /// An endpoint before its name is resolved.
@@ -13,6 +13,8 @@ pub(super) struct Candidate {
     pub(super) target: Target,
     pub(super) weight: u32,
     pub(super) priority: u8,
+    pub(super) part: u8,
+    pub(super) is_ready: bool,
     pub(super) traits: Arc<EndpointMeta>,
 }
 

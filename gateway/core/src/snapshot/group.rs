@@ -1,8 +1,10 @@
-//! Groups endpoints by priority, with a weighted schedule for each group. Health is not considered here.
+//! Groups endpoints by part of a split and by priority, with a weighted schedule for each group. Health is not considered
+//! here.
 
+use super::ready_counts::gcd;
 use super::{Endpoint, Service};
 
-/// Endpoints of one priority.
+/// Endpoints of one part and priority.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     /// First index among the service's endpoints, and number of endpoints.
@@ -16,10 +18,10 @@ impl Group {
     /// The group of a service without endpoints.
     pub(super) const NOBODY: Group = Group { start: 0, count: 0, schedule: None };
 
-    /// Groups endpoints that are sorted by priority.
-    pub(super) fn by_priority(endpoints: &[Endpoint]) -> Vec<Group> {
+    /// Groups endpoints that are sorted by part and priority.
+    pub(super) fn by_place(endpoints: &[Endpoint]) -> Vec<Group> {
         let mut start = 0;
-        let alike = endpoints.chunk_by(|one, other| one.priority == other.priority);
+        let alike = endpoints.chunk_by(|one, other| one.place() == other.place());
         let group = |endpoints: &[Endpoint]| {
             let count = u32::try_from(endpoints.len()).unwrap_or(u32::MAX);
             let group = Group { start, count, schedule: schedule(endpoints) };
@@ -27,6 +29,11 @@ impl Group {
             group
         };
         alike.map(group).collect()
+    }
+
+    /// Returns its first endpoint.
+    pub(super) fn first<'e>(&self, endpoints: &'e [Endpoint]) -> Option<&'e Endpoint> {
+        endpoints.get(self.start as usize)
     }
 
     /// Number of turns in a round.
@@ -73,8 +80,4 @@ fn schedule(endpoints: &[Endpoint]) -> Option<Box<[u32]>> {
     }
     turns.sort_by(|a, b| a.0.total_cmp(&b.0));
     Some(turns.into_iter().map(|(_, index)| index).collect())
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -3,7 +3,8 @@
 use isthmus_model::HostName;
 use isthmus_model::access::{Caller, Decision, Verdict};
 
-use super::service::{Endpoint, EndpointMeta, Service};
+use super::endpoint::{Endpoint, EndpointMeta};
+use super::service::Service;
 use crate::config::settings::{Named, Scope, Side};
 
 impl EndpointMeta {
@@ -56,6 +57,29 @@ impl Endpoint {
             Scope::RemoteGateway(_) => self.traits.beyond().iter().any(|named| named.name == *name),
             Scope::Exported { by_name: false } if side == Side::EastWest => false,
             Scope::Exported { .. } | Scope::Local => self.traits.instance.as_ref() == Some(name),
+        }
+    }
+
+    /// Whether it is another cluster's gateway, and ends the TLS there.
+    pub(crate) fn is_terminated(&self) -> bool {
+        matches!(&self.traits.reach, Scope::RemoteGateway(beyond) if beyond.terminates)
+    }
+
+    /// Returns its part of the split, and its priority: what a group has in common.
+    pub(crate) fn place(&self) -> (u8, u8) {
+        (self.part, self.priority)
+    }
+
+    /// Whether it counts for the health of its priority; one that was taken out of service does not.
+    pub(super) fn counts(&self) -> bool {
+        self.weight > 0 || !self.is_ready
+    }
+
+    /// Returns how many endpoints it counts for: itself, or its share of those behind it.
+    pub(super) fn stands_for(&self) -> u64 {
+        match &self.traits.reach {
+            Scope::RemoteGateway(_) if self.weight > 0 => self.weight.into(),
+            _ => self.unit.into(),
         }
     }
 

@@ -4,19 +4,26 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+use arc_swap::ArcSwapOption;
 use ipnet::IpNet;
 use isthmus_certs::SpiffeId;
-use isthmus_model::access::{Access, RemoteAccess};
-use isthmus_model::{HostName, HostPattern, Locality};
+use isthmus_health::matrix::Place;
+use isthmus_model::access::Access;
+use isthmus_model::traffic::Traffic;
+use isthmus_model::{HostName, HostPattern};
 
 use super::candidate::{Candidate, addresses};
+use super::endpoint::{Endpoint, EndpointMeta, state};
 use super::group::Group;
+use super::loads::Loads;
 use super::name::Name;
+use super::ready_counts;
 use super::shared::Shared;
-use crate::config::settings::{self, Balance, Ejection, Scope, ServiceTimeouts, Side, Target, TlsMode};
-use crate::endpoint::{EndpointState, ServiceState};
-use crate::socket::Millis;
+use super::split::Split;
+use crate::config::settings::{self, Balance, HealthCheck, Scope, ServiceTimeouts, Side, Target, TlsMode};
+use crate::endpoint::ServiceState;
 
 /// The addresses of endpoint host names.
 pub type Resolved = HashMap<HostName, Vec<IpAddr>>;
@@ -32,10 +39,14 @@ pub struct Service {
     pub leads_back: bool,
     /// Rules for its connections.
     pub rules: Arc<Rules>,
-    /// Resolved endpoints, including drained ones, sorted by group with the nearest first.
+    /// Resolved endpoints, including drained ones, sorted by group: by part of the split, the nearest first.
     pub endpoints: Box<[Endpoint]>,
     pub(super) nearest: Group,
     more: Option<Box<ServiceExtras>>,
+    /// At the last count all endpoints were healthy and had their whole share, and there is no split.
+    pub(super) is_even: AtomicBool,
+    /// The result of the last count.
+    pub(super) last_loads: ArcSwapOption<Loads>,
     /// State that survives table swaps.
     pub state: Arc<ServiceState>,
 }
@@ -59,6 +70,10 @@ pub struct Rules {
     pub send_proxy: bool,
     /// Deadlines of its connections.
     pub timeouts: ServiceTimeouts,
+    /// Which endpoints come first, and how many connections there may be.
+    pub traffic: Arc<Traffic>,
+    /// How the health of its endpoints is learned.
+    pub health: HealthCheck,
 }
 
 /// Properties that few services have.
@@ -70,6 +85,7 @@ struct ServiceExtras {
     /// Endpoint candidates, if the result may change: with name resolution, or with this gateway's own addresses.
     candidates: Box<[Candidate]>,
     further: Box<[Group]>,
+    split: Option<Split>,
     door: Option<Door>,
     access: Option<Arc<Access>>,
     identities: Box<[SpiffeId]>,
@@ -82,35 +98,6 @@ enum Door {
     Files,
     /// The agent issues it for this identity.
     Issued(SpiffeId),
-}
-
-/// One address of a service.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// Address to connect to.
-    pub address: SocketAddr,
-    /// Weight; 0 receives no new connections.
-    pub weight: u32,
-    pub(super) priority: u8,
-    /// Its other properties.
-    pub traits: Arc<EndpointMeta>,
-    /// State that survives table swaps.
-    pub state: Arc<EndpointState>,
-}
-
-/// Properties of an endpoint besides its address.
-#[derive(Debug, PartialEq, Eq, Hash)]
-pub struct EndpointMeta {
-    /// Its instance name.
-    pub instance: Option<HostName>,
-    /// Other names of the instance.
-    pub aliases: Box<[HostName]>,
-    /// Its locality.
-    pub locality: Locality,
-    /// The connections that may reach it.
-    pub reach: Scope,
-    /// The rules for callers of its cluster, if that is another one and has any.
-    pub access: Option<Arc<RemoteAccess>>,
 }
 
 /// Builds services.
@@ -130,10 +117,13 @@ impl ServiceBuilder<'_> {
             target: endpoint.address.clone(),
             weight: endpoint.weight,
             priority: endpoint.priority,
+            part: endpoint.part,
+            is_ready: endpoint.is_ready,
             traits: self.shared.traits(EndpointMeta {
                 instance: endpoint.instance.clone(),
                 aliases: endpoint.aliases.clone(),
                 locality: endpoint.locality.clone(),
+                labels: endpoint.labels.clone(),
                 reach: endpoint.reach.clone(),
                 access: endpoint.access.clone(),
             }),
@@ -148,6 +138,8 @@ impl ServiceBuilder<'_> {
             max_connections: settings.max_connections,
             send_proxy: settings.send_proxy,
             timeouts: settings.timeouts.clone(),
+            traffic: settings.traffic.clone().unwrap_or_else(Traffic::unwritten),
+            health: settings.health.as_deref().cloned().unwrap_or_default(),
         });
         let instances = candidates.iter().map(|candidate| &candidate.traits);
         let more = ServiceExtras {
@@ -195,20 +187,29 @@ impl ServiceBuilder<'_> {
                     leads_back = true;
                     tracing::warn!(service = %host, %address, "endpoint ignored: it is this gateway itself");
                 } else if !endpoints.iter().any(|known| known.address == address) {
-                    let known = before
-                        .and_then(|service| service.endpoints.iter().find(|known| known.address == address));
+                    let state = state(address, &rules.health, before);
+                    if let Scope::RemoteGateway(beyond) = &candidate.traits.reach {
+                        let (cluster, gateway) = (beyond.cluster.clone(), candidate.target.clone());
+                        let place = Place { cluster, gateway, address };
+                        state.follow_gateway(|| self.shared.gateways.state(place));
+                    }
                     endpoints.push(Endpoint {
                         address,
                         weight: candidate.weight,
                         priority: candidate.priority,
+                        part: candidate.part,
+                        unit: 1,
+                        is_ready: candidate.is_ready,
                         traits: Arc::clone(&candidate.traits),
-                        state: known.map(|known| Arc::clone(&known.state)).unwrap_or_default(),
+                        state,
                     });
                 }
             }
         }
-        endpoints.sort_by_key(|endpoint| endpoint.priority);
-        let mut groups = Group::by_priority(&endpoints);
+        endpoints.sort_by_key(Endpoint::place);
+        ready_counts::divide(&mut endpoints);
+        let mut groups = Group::by_place(&endpoints);
+        more.split = Split::new(&rules.traffic, &endpoints, &groups, before.and_then(Service::split));
         more.further = groups.split_off(groups.len().min(1)).into();
         let is_name = |candidate: &Candidate| matches!(candidate.target, Target::Name { .. });
         if leads_back || candidates.iter().any(is_name) {
@@ -222,6 +223,8 @@ impl ServiceBuilder<'_> {
             nearest: groups.pop().unwrap_or(Group::NOBODY),
             endpoints: endpoints.into(),
             more: (more != ServiceExtras::default()).then(|| Box::new(more)),
+            is_even: AtomicBool::new(false),
+            last_loads: ArcSwapOption::empty(),
             state: before.map(|service| Arc::clone(&service.state)).unwrap_or_default(),
         }
     }
@@ -315,8 +318,8 @@ impl Service {
     /// Whether it equals another service, apart from its state.
     pub(super) fn is_as(&self, other: &Service) -> bool {
         let alike = |(one, other): (&Endpoint, &Endpoint)| {
-            (one.address, one.weight, one.priority) == (other.address, other.weight, other.priority)
-                && one.traits == other.traits
+            (one.address, one.weight, one.place()) == (other.address, other.weight, other.place())
+                && (one.unit, one.is_ready, &one.traits) == (other.unit, other.is_ready, &other.traits)
         };
         (&self.host, self.port, self.leads_back) == (&other.host, other.port, other.leads_back)
             && self.rules == other.rules
@@ -325,7 +328,17 @@ impl Service {
             && self.endpoints.iter().zip(&other.endpoints).all(alike)
     }
 
-    /// Returns its endpoint groups by priority, the nearest first.
+    /// Returns its split, if it has one.
+    pub(crate) fn split(&self) -> Option<&Split> {
+        self.more.as_ref().and_then(|more| more.split.as_ref())
+    }
+
+    /// Returns the nearest group of the first part.
+    pub(crate) fn nearest(&self) -> &Group {
+        &self.nearest
+    }
+
+    /// Returns its endpoint groups by part and priority, the nearest first.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &Group> {
         let further = self.more.as_ref().map(|more| &more.further[..]).unwrap_or_default();
         std::iter::once(&self.nearest).chain(further)
@@ -348,17 +361,6 @@ impl Service {
                 traits.instance.as_ref().filter(|name| is_meant(name, &traits.aliases))
             }
         })
-    }
-
-    /// Records a refused or timed-out connect; true if that ejects the endpoint.
-    pub(crate) fn failed(&self, endpoint: &Endpoint, now: Millis, rule: &Ejection) -> bool {
-        endpoint.state.failed(now, rule, self.may_eject(now, rule))
-    }
-
-    /// Whether another endpoint may be ejected: one always, more up to the rule's share.
-    pub(crate) fn may_eject(&self, now: Millis, rule: &Ejection) -> bool {
-        let ejected = self.endpoints.iter().filter(|endpoint| !endpoint.state.healthy(now)).count();
-        ejected < (self.endpoints.len() * usize::from(rule.max_percent) / 100).max(1)
     }
 
     /// Whether an instance has this label, reachable or not.

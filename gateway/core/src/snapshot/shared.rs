@@ -4,7 +4,10 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use super::service::{EndpointMeta, Rules};
+use crate::gateways::Gateways;
+
+use super::endpoint::EndpointMeta;
+use super::service::Rules;
 
 /// Unused values are dropped once there are this many and twice as many as after the last pass.
 const MANY: usize = 1_024;
@@ -14,6 +17,7 @@ const MANY: usize = 1_024;
 pub(crate) struct Shared {
     rules: Known<Rules>,
     traits: Known<EndpointMeta>,
+    pub(super) gateways: Arc<Gateways>,
 }
 
 impl Shared {

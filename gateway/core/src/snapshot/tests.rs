@@ -314,8 +314,12 @@ fn peer_gateway_name_outside_its_ranges_is_not_an_endpoint() {
         (Ranges(vec!["127.0.0.0/8".parse().unwrap()]), vec!["127.0.0.1:15443", "[::ffff:127.0.0.1]:15443"]),
     ] {
         let mut settings = live(&text);
-        let beyond =
-            settings::RemoteGateway { cluster: "east".parse().unwrap(), instances: Vec::new(), ranges };
+        let beyond = settings::RemoteGateway {
+            cluster: "east".parse().unwrap(),
+            instances: Vec::new(),
+            ranges,
+            terminates: false,
+        };
         let reach = settings::Scope::RemoteGateway(Arc::new(beyond));
         Arc::make_mut(&mut settings.services[0]).endpoints[0].reach = reach;
         let tables = Snapshot::compile(settings, &resolved, None, &|_| false);

@@ -200,7 +200,9 @@ impl State {
             balance: Default::default(),
             max_connections: None,
             send_proxy: false,
+            traffic: None,
             timeouts: general.clone(),
+            health: None,
             endpoints: Vec::new(),
             // The Listener serves other networks, which may know a name without a route, too.
             exposed: true,

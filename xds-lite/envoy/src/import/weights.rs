@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::assignment::{Assignment, Endpoint, Group, Health};
 use isthmus_model::address::Target;
+use isthmus_model::labels::Labels;
 use isthmus_model::locality::Locality;
 use isthmus_model::services::{self, Scope};
 
@@ -118,9 +119,12 @@ impl<'a> Sum<'a> {
             weight: if entry.share > 0.0 { whole(entry.share * scale) } else { 0 },
             locality: entry.locality.clone(),
             aliases: [].into(),
+            labels: Labels::default(),
             reach: Scope::Exported { by_name: false },
             access: None,
             priority: entry.rank,
+            part: 0,
+            is_ready: true,
         });
         endpoints.collect()
     }

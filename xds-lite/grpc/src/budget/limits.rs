@@ -7,6 +7,9 @@ use serde::Serialize;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
+/// The largest report of a gateway, in bytes.
+pub const LARGEST_REPORT: u64 = MIB;
+
 /// The kind of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Kind {

@@ -23,15 +23,17 @@ use tonic::service::Routes;
 use tower::ServiceExt as _;
 
 use super::{Caller, IssuingService};
-use crate::budget::{Account, Budgets, LogLimiter, Principal, Resource, Share, longest_message, window};
+use crate::budget::{
+    Account, Budgets, LARGEST_REPORT, LogLimiter, Principal, Resource, Share, longest_message, window,
+};
 use crate::metered::{Charge, Metered};
-use isthmus_proto::measure::{DELTA_REQUEST, PLAIN, Rules, SOTW_REQUEST};
+use isthmus_proto::measure::{DELTA_REQUEST, PLAIN, REPORT, Rules, SOTW_REQUEST};
 
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Concurrent streams of one connection: a peer has one stream for each kind of discovery, and short calls.
 const STREAMS: u64 = 32;
-/// The largest message of requests other than discovery.
+/// The largest message of requests other than discovery and reports.
 const SHORT: u64 = 64 << 10;
 /// Longest connection of a stranger, after its handshake.
 const REFUSAL: Duration = Duration::from_secs(5);
@@ -155,9 +157,12 @@ fn admit(mut request: Request<Incoming>, caller: Caller, account: Account) -> Re
     let (shape, longest) = match request.uri().path().rsplit('/').next() {
         Some("DeltaAggregatedResources") => (&DELTA_REQUEST, longest),
         Some("StreamAggregatedResources") => (&SOTW_REQUEST, longest),
+        Some("Report") => (&REPORT, longest.min(LARGEST_REPORT)),
         _ => (&PLAIN, longest.min(SHORT)),
     };
-    let rules = Rules { shape, longest, most: account.limits().request_bytes };
+    // No message but discovery's is large once decoded.
+    let most = if longest > LARGEST_REPORT { u64::MAX } else { LARGEST_REPORT * 4 };
+    let rules = Rules { shape, longest, most: account.limits().request_bytes.min(most) };
     request.extensions_mut().insert(caller);
     request.extensions_mut().insert(account);
     Ok((request.map(|body| Metered::new(body, rules, Some(charge))), stream))

@@ -12,6 +12,7 @@ use crate::address::{Cidr, Label};
 use crate::at::At;
 use crate::identity::{DomainName, Identity, IdentityPattern};
 use crate::units::Count;
+use crate::yaml::present;
 
 /// Rules for callers. In all scopes (service, namespace, workspace, cluster) any `deny` refuses; where any `allow`
 /// exists, one must match.
@@ -110,9 +111,4 @@ pub(super) struct Rule {
     #[serde(default, deserialize_with = "present")]
     #[schemars(extend("default" = false))]
     pub(super) dry_run: Option<bool>,
-}
-
-/// A key that is written has a value: `allow:` alone must not be read as no list, which admits everybody.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }

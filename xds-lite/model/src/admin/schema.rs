@@ -53,7 +53,7 @@ mod tests {
     #[test]
     fn schema_has_every_path_and_describes_every_field() {
         let programs =
-            [(gateway::schema(), gateway::GET.len() - 1 + gateway::POST.len()), (agent::schema(), 5)];
+            [(gateway::schema(), gateway::GET.len() - 1 + gateway::POST.len()), (agent::schema(), 6)];
         for (schema, paths) in programs {
             assert_eq!(schema["properties"].as_object().unwrap().len(), paths, "{schema:#}");
             for (name, definition) in schema["$defs"].as_object().unwrap() {

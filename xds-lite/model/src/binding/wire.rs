@@ -4,10 +4,10 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use isthmus_certs::SpiffeId;
+use isthmus_certs::{IdPattern, SpiffeId};
 use prost::Message as _;
 
-use super::{Binding, BoundPort, Caller, Callers, LocalBinding};
+use super::{Binding, BoundPort, Caller, Callers, Granted, LocalBinding};
 use crate::host::HostName;
 use crate::virtual_address::NameAddresses;
 use isthmus_proto::isthmus::v1 as pb;
@@ -16,6 +16,7 @@ use pb::local_binding::Binding as Kind;
 /// The name of the resource with the callers.
 pub const CALLERS: &str = "callers";
 const NAME: &str = "name/";
+const GRANTED: &str = "granted/";
 /// Bytes of a message: more than the longest list of callers has, and what a store takes as one record.
 const MAX_MESSAGE: usize = 512 << 10;
 const MAX_ADDRESSES: usize = 2;
@@ -32,7 +33,7 @@ pub enum WireError {
     #[error("the binding cannot be decoded: {0}")]
     Malformed(prost::DecodeError),
     /// It is of a kind that this version does not know.
-    #[error("the binding is neither of a name nor of callers, which this version knows; upgrade it")]
+    #[error("the binding is of a kind that this version does not know; upgrade it")]
     Unknown,
     /// A field is missing or invalid.
     #[error("{field}: {what}")]
@@ -59,6 +60,18 @@ pub fn resource_name(host: &HostName) -> String {
     format!("{NAME}{host}")
 }
 
+/// The name of the resource with the list of a gateway.
+#[must_use]
+pub fn granted_name(gateway: &SpiffeId) -> String {
+    format!("{GRANTED}{gateway}")
+}
+
+/// Whether a resource's name is that of a gateway's list.
+#[must_use]
+pub fn is_granted_name(name: &str) -> bool {
+    name.starts_with(GRANTED)
+}
+
 impl LocalBinding {
     /// The name of its resource.
     #[must_use]
@@ -66,6 +79,7 @@ impl LocalBinding {
         match self {
             LocalBinding::Name(binding) => resource_name(&binding.host),
             LocalBinding::Callers(_) => CALLERS.to_owned(),
+            LocalBinding::Granted(granted) => granted_name(granted.gateway()),
         }
     }
 
@@ -75,6 +89,7 @@ impl LocalBinding {
         let kind = match self {
             LocalBinding::Name(binding) => Kind::Name(binding.to_message()),
             LocalBinding::Callers(callers) => Kind::Callers(callers.to_message()),
+            LocalBinding::Granted(granted) => Kind::Granted(granted.to_message()),
         };
         pb::LocalBinding { binding: Some(kind) }.encode_to_vec()
     }
@@ -91,6 +106,7 @@ impl LocalBinding {
         let binding = match message.binding {
             Some(Kind::Name(message)) => LocalBinding::Name(Binding::from_message(&message)?),
             Some(Kind::Callers(message)) => LocalBinding::Callers(Callers::from_message(message)?),
+            Some(Kind::Granted(message)) => LocalBinding::Granted(Granted::from_message(&message)?),
             None => return Err(WireError::Unknown),
         };
         let own = binding.name();
@@ -174,8 +190,24 @@ impl Callers {
     }
 }
 
+impl Granted {
+    fn to_message(&self) -> pb::GrantedIdentities {
+        let identities = self.identities().iter().map(ToString::to_string).collect();
+        pb::GrantedIdentities { gateway: self.gateway().to_string(), identities }
+    }
+
+    fn from_message(message: &pb::GrantedIdentities) -> Result<Granted> {
+        let gateway = SpiffeId::parse(&message.gateway).or_else(|error| wrong("gateway", error))?;
+        let patterns = message.identities.iter().map(|text| IdPattern::parse(text));
+        let patterns = patterns.collect::<std::result::Result<Vec<_>, _>>();
+        Granted::new(gateway, patterns.or_else(|error| wrong("identities", error))?)
+            .or_else(|error| wrong("identities", error))
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::MAX_GRANTED;
     use super::*;
 
     fn binding() -> Binding {
@@ -186,6 +218,10 @@ mod tests {
         let port = |port, listener_port| BoundPort { port, listener_port };
         let ports = vec![port(3306, Some(20_001)), port(9080, None)];
         Binding { host: HostName::parse("orders.shop").unwrap(), addresses, ports }
+    }
+
+    fn gateway() -> SpiffeId {
+        SpiffeId::parse("spiffe://east.example/isthmus/east/gateway/gw-1").unwrap()
     }
 
     fn refusal(change: impl FnOnce(&mut pb::NameBinding)) -> String {
@@ -201,7 +237,11 @@ mod tests {
         let identity = SpiffeId::parse("spiffe://east.example/ns/shop/sa/cart").unwrap();
         let sources = vec![source("10.1.0.0/24"), source("fd00::/64")];
         let callers = Callers::new(vec![Caller { sources, identity }]).unwrap();
-        for sent in [LocalBinding::Name(binding()), LocalBinding::Callers(callers)] {
+        let workload = IdPattern::parse("spiffe://east.example/ns/shop/*").unwrap();
+        let granted = Granted::new(gateway(), vec![workload]).unwrap();
+        let all =
+            [LocalBinding::Name(binding()), LocalBinding::Callers(callers), LocalBinding::Granted(granted)];
+        for sent in all {
             assert_eq!(LocalBinding::decode(&sent.name(), &sent.encode()), Ok(sent));
         }
     }
@@ -227,7 +267,7 @@ mod tests {
         }
         assert_eq!(LocalBinding::decode(CALLERS, &[]), Err(WireError::Unknown));
         // A field of a later version: another kind.
-        assert_eq!(LocalBinding::decode(CALLERS, &[0x1a, 0]), Err(WireError::Unknown));
+        assert_eq!(LocalBinding::decode(CALLERS, &[0x22, 0]), Err(WireError::Unknown));
         assert_eq!(
             LocalBinding::decode(CALLERS, &vec![0; MAX_MESSAGE + 1]),
             Err(WireError::TooLarge(MAX_MESSAGE + 1))
@@ -247,6 +287,24 @@ mod tests {
         assert!(refusal(&["10.0.0.0/8"], "spiffe://east.example").contains("not a workload's"));
         assert!(refusal(&["10.0.0.0/8"], "east.example").starts_with("identity: "));
         assert!(refusal(&["10.0.0.0/33"], id).starts_with("sources: "));
+    }
+
+    #[test]
+    fn granted_identities_out_of_limits_or_of_another_gateway_are_refused() {
+        let refusal = |gateway_id: &str, identities: &[&str]| {
+            let identities = identities.iter().map(ToString::to_string).collect();
+            let granted = pb::GrantedIdentities { gateway: gateway_id.to_owned(), identities };
+            let bytes = pb::LocalBinding { binding: Some(Kind::Granted(granted)) }.encode_to_vec();
+            LocalBinding::decode(&granted_name(&gateway()), &bytes).unwrap_err().to_string()
+        };
+        let own = gateway().to_string();
+        let (one, long) =
+            ("spiffe://east.example/ns/a/*", format!("spiffe://east.example/{}", "a".repeat(1_000)));
+        assert!(refusal("gw-1", &[one]).starts_with("gateway: "));
+        assert!(refusal("spiffe://east.example/a", &[one]).starts_with("is the binding granted/"));
+        assert!(refusal(&own, &["*"]).starts_with("identities: "));
+        assert!(refusal(&own, &vec![one; MAX_GRANTED + 1]).contains("the limit is 1000"));
+        assert!(refusal(&own, &vec![long.as_str(); 300]).contains("bytes; the limit is"));
     }
 
     proptest::proptest! {

@@ -2,6 +2,7 @@
 //! from it. An invalid service cannot be represented. Ownership and visibility are elsewhere.
 
 pub mod defaults;
+pub mod health;
 mod names;
 pub mod raw;
 mod resolve;
@@ -20,11 +21,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Access, AccessError, AccessRules, RemoteAccess, Scopes};
 use crate::host::{HostName, HostPattern};
+use crate::labels::Labels;
 use crate::locality::Locality;
+use crate::traffic::{self, Traffic};
 
 use super::address::Target;
 use super::units;
 
+pub use health::{HealthCheck, Probe};
 pub use resolve::{Refusal, timeouts};
 pub use scope::{ClientCertificate, ExportMeta, Named, RemoteGateway, Scope, Staleness};
 pub use table::{Entry, Table};
@@ -55,6 +59,12 @@ pub struct Service {
     pub send_proxy: bool,
     /// The deadlines, with general ones filled in.
     pub timeouts: ServiceTimeouts,
+    /// The policy of its traffic; `None` where none is written.
+    #[serde(serialize_with = "traffic::in_use")]
+    pub traffic: Option<Arc<Traffic>>,
+    /// How the health of its endpoints is learned; `None` where nothing is set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Box<HealthCheck>>,
     /// The endpoints; may be empty.
     pub endpoints: Vec<Endpoint>,
     /// Whether connections from other clusters may use it.
@@ -191,6 +201,9 @@ pub struct Endpoint {
     pub locality: Locality,
     /// Other names of the instance.
     pub aliases: Box<[HostName]>,
+    /// Its labels, which a split selects by.
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// The clients that may use it.
     pub reach: Scope,
     /// The rules for callers of the cluster that it belongs to, where that is another one and has any.
@@ -198,6 +211,12 @@ pub struct Endpoint {
     pub access: Option<Arc<RemoteAccess>>,
     /// Its priority: 0 is tried first, a higher one only if no lower one is healthy.
     pub priority: u8,
+    /// Its part of the split; no part has what is `u8::MAX`.
+    #[serde(skip)]
+    pub part: u8,
+    /// Whether its registry says that it accepts connections. One that does not has the weight 0 and counts as unhealthy.
+    #[serde(skip)]
+    pub is_ready: bool,
 }
 
 /// The deadlines of one service. `None`: no limit.

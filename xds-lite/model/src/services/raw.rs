@@ -11,11 +11,13 @@ use crate::address::{Cidr, Host, Label, TargetAddress};
 use crate::at::{At, Spot};
 use crate::identity::Identity;
 use crate::locality::Locality;
+use crate::traffic;
 use crate::units::{Count, CountOrOff, Time, TimeOrOff};
 use crate::values::PORTS;
+use crate::yaml::present;
 
 use super::scope::{ClientCertificate, StaleRule};
-use super::{Balance, TlsMode, defaults};
+use super::{Balance, TlsMode, defaults, health};
 
 /// One service: a host, a port, and its endpoints. It always answers to `outbound_.PORT_._.HOST`; and to
 /// HOST, its aliases and `INSTANCE.HOST` if the host has one entry in the file or `sni_port` names this port.
@@ -52,6 +54,12 @@ pub struct Service {
     pub(super) proxy_protocol: Option<SendProxy>,
     /// Deadlines of this service. Default: the general ones.
     pub(super) timeouts: Option<Box<ServiceTimeouts>>,
+    /// Which endpoints the cluster's own callers use: own ones first, nearer ones first, parts of a split. Default: for an
+    /// agent the first entry of its `traffic` that has the host, otherwise every default.
+    pub(super) traffic: Option<Box<traffic::raw::Traffic>>,
+    /// How gateways learn whether the endpoints are healthy. Default: in a registry file a ClientHello every 3 s where
+    /// TLS passes through; otherwise connects alone.
+    pub(super) health: Option<Box<At<Health>>>,
     /// The namespace for the exports and workspaces of an agent. Default: for
     /// `NAME.NAMESPACE.svc.…` the second label, otherwise none.
     pub(super) namespace: Option<At<Label>>,
@@ -88,12 +96,19 @@ pub struct Service {
     /// With `tls: terminate`: the certificate's private key, PEM.
     pub(super) key: Option<At<String>>,
     /// Who may connect. Default: with `tls: terminate` nobody, otherwise everybody.
+    #[serde(default, deserialize_with = "present")]
     pub(super) access: Option<Box<At<access::raw::Access>>>,
     /// The endpoints. Default: none, and connections are refused with `no_endpoint`.
     pub(super) endpoints: Option<Vec<At<Endpoint>>>,
 }
 
 impl Service {
+    /// Its policy of traffic as written.
+    #[must_use]
+    pub fn traffic(&self) -> Option<&traffic::raw::Traffic> {
+        self.traffic.as_deref()
+    }
+
     /// Returns the first key that only a gateway's own file may have, with the remedy.
     pub(crate) fn gateway_key(&self) -> Option<(&'static str, Spot, &'static str)> {
         const ISSUED: &str = "remove it and name the service's identity in 'identities': gateways get its certificate from the agent";
@@ -133,6 +148,60 @@ pub struct ServiceTimeouts {
     pub max_duration: Option<At<TimeOrOff>>,
 }
 
+/// How gateways learn whether endpoints are healthy.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// What is sent to each endpoint: a ClientHello with the service's name (`tls`), `GET path` without TLS (`http`), a
+    /// connect alone (`tcp`), or nothing (`none`). Default: in a gateway's own file and with `tls: terminate` `none`,
+    /// otherwise `tls`.
+    pub(super) probe: Option<At<Probe>>,
+    /// The port that `http` and `tcp` connect to. Default: the endpoint's; required where that one speaks TLS, and for
+    /// `tcp` with `tls: terminate`.
+    #[schemars(extend("minimum" = PORTS.0, "maximum" = PORTS.1))]
+    pub(super) port: Option<At<Count>>,
+    /// The path that `http` asks for. A status from 200 to 399 is healthy.
+    #[schemars(extend("default" = health::PATH))]
+    pub(super) path: Option<At<String>>,
+    /// Time between two probes of one endpoint, 1s to 1h. A gateway with too many endpoints for 500 probes a second
+    /// stretches it.
+    #[schemars(extend("default" = "3s"))]
+    pub(super) interval: Option<At<Time>>,
+    /// Time for an answer, the connect included, 100ms to 30s.
+    #[schemars(extend("default" = "2s"))]
+    pub(super) timeout: Option<At<Time>>,
+    /// Failed probes in a row after which an endpoint is unhealthy.
+    #[schemars(extend("default" = health::DOWN_AFTER))]
+    #[schemars(extend("minimum" = health::COUNTS.0, "maximum" = health::COUNTS.1))]
+    pub(super) down_after: Option<At<Count>>,
+    /// Answered probes in a row after which it is healthy again; more after each return that did not last 30 s.
+    #[schemars(extend("default" = health::UP_AFTER))]
+    #[schemars(extend("minimum" = health::COUNTS.0, "maximum" = health::COUNTS.1))]
+    pub(super) up_after: Option<At<Count>>,
+    /// The time in which the share of an endpoint that is new or returns grows to its whole, 1s to 1h, or `off`.
+    #[schemars(extend("default" = "off"))]
+    pub(super) slow_start: Option<At<TimeOrOff>>,
+    /// Close the open connections of an endpoint that turns unhealthy, spread over this time of 1s to 1h; `off` keeps
+    /// them.
+    #[schemars(extend("default" = "off"))]
+    pub(super) close_on_unhealthy: Option<At<TimeOrOff>>,
+}
+
+/// How endpoints are probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(super) enum Probe {
+    /// A ClientHello.
+    Tls,
+    /// A request.
+    Http,
+    /// A connect.
+    Tcp,
+    /// Nothing.
+    None,
+}
+
 /// One address that serves a service.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -151,4 +220,7 @@ pub(super) struct Endpoint {
     pub(super) locality: Option<Locality>,
     /// Other names of the instance. Default: none.
     pub(super) aliases: Option<Vec<At<Host>>>,
+    /// Its labels, which a split selects by: keys and values as in Kubernetes, at most 32. Other clusters that reach it
+    /// directly see them. Default: none.
+    pub(super) labels: Option<At<BTreeMap<String, String>>>,
 }

@@ -3,15 +3,20 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::address::Target;
 use crate::at::At;
 use crate::host::{HostName, HostPattern};
+use crate::labels::Labels;
 use crate::problem::{Place, Quoted, Report};
+use crate::traffic::traffic;
 use crate::values::Zero;
 
 use super::table::Entry;
-use super::{ClientCertificate, Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, raw, tls};
+use super::{
+    ClientCertificate, Endpoint, ExportMeta, Scope, Service, ServiceTimeouts, defaults, health, raw, tls,
+};
 
 /// Why no endpoint may have an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +72,11 @@ fn service(
         ),
         send_proxy: raw.proxy_protocol == Some(raw::SendProxy::V2),
         timeouts,
+        traffic: raw
+            .traffic
+            .as_ref()
+            .map(|raw| Arc::new(traffic(report, place.key("traffic"), raw.policy()))),
+        health: health::resolve(report, place, raw),
         endpoints: endpoints(report, place.key("endpoints"), raw, refuse),
         exposed: true,
         about: about(report, place, raw),
@@ -185,12 +195,20 @@ fn endpoints(
             instance,
             weight,
             locality: raw.locality.clone().unwrap_or_default(),
+            labels: labels(report, place, raw),
             reach: Scope::Exported { by_name: true },
             access: None,
             priority: 0,
+            part: 0,
+            is_ready: true,
         });
     }
     resolved
+}
+
+fn labels(report: &mut Report, place: Place<'_>, raw: &raw::Endpoint) -> Labels {
+    let written = raw.labels.as_ref();
+    written.and_then(|written| Labels::read(report, place.key("labels"), written)).unwrap_or_default()
 }
 
 /// The aliases of one instance, which are whole names.

@@ -73,6 +73,8 @@ pub struct RemoteGateway {
     pub instances: Vec<Named>,
     /// Addresses that the gateway may have; checked each time its name is resolved.
     pub ranges: Ranges,
+    /// Whether the gateway ends the TLS of this service.
+    pub terminates: bool,
 }
 
 impl Scope {

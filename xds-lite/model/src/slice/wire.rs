@@ -2,6 +2,8 @@
 //! text is bounded.
 
 mod access;
+mod health;
+mod traffic;
 mod words;
 
 use std::collections::HashSet;
@@ -16,11 +18,14 @@ use super::{Cluster, Endpoint, Gateway, Health, Instance, Key, Offer, Order, Por
 use crate::access::Access;
 use crate::address::{Ranges, Target};
 use crate::host::{HostName, HostPattern};
-use crate::locality::Locality;
+use crate::traffic::Traffic;
 use crate::units::Wrong;
 use isthmus_proto::isthmus::v1 as pb;
 
-use words::{balance, balance_number, timeouts, timeouts_message, tls, tls_number};
+use traffic::{labels, labels_message};
+use words::{
+    balance, balance_number, locality, locality_message, timeouts, timeouts_message, tls, tls_number,
+};
 
 /// The limit of bytes of a slice's message.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -177,6 +182,8 @@ impl Port {
             exported: self.exported,
             access: (self.access != Access::open()).then(|| self.access.to_message()),
             identities: texts(&self.identities),
+            traffic: self.traffic.as_deref().map(Traffic::to_message),
+            health: self.health.as_deref().map(health::to_message),
         }
     }
 
@@ -206,11 +213,13 @@ impl Port {
             endpoints,
             ready: each("ready", message.ready, Ready::from_message)?,
             timeouts: timeouts(message.timeouts)?,
+            health: message.health.map(health::from_message).transpose()?.map(Box::new),
             exported: message.exported,
             access: Access::of_port(message.access, tls)?,
             identities: each("identities", message.identities, |id| {
                 SpiffeId::parse(&id).or_else(|error| wrong("identity", error))
             })?,
+            traffic: message.traffic.map(Traffic::shared).transpose()?,
         })
     }
 }
@@ -233,6 +242,7 @@ impl Endpoint {
             identity: self.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
             exposed: self.exposed,
             aliases: texts(&self.aliases),
+            labels: labels_message(&self.labels),
         }
     }
 
@@ -257,6 +267,7 @@ impl Endpoint {
             identity: identity.transpose()?,
             exposed: message.exposed,
             aliases: names("aliases", &message.aliases)?,
+            labels: labels(&message.labels)?,
         })
     }
 }
@@ -327,20 +338,6 @@ impl Staleness {
     }
 }
 
-fn locality_message(locality: &Locality) -> Option<pb::Locality> {
-    let Locality { region, zone, sub_zone } = locality.clone();
-    (!locality.is_empty()).then_some(pb::Locality { region, zone, sub_zone })
-}
-
-fn locality(message: Option<pb::Locality>) -> Result<Locality> {
-    let message = message.unwrap_or_default();
-    Ok(Locality {
-        region: text("locality", message.region)?,
-        zone: text("locality", message.zone)?,
-        sub_zone: text("locality", message.sub_zone)?,
-    })
-}
-
 fn port_number(number: u32) -> Result<u16> {
     match u16::try_from(number) {
         Ok(number) if number > 0 => Ok(number),
@@ -362,7 +359,7 @@ fn label(field: &str, text: &str) -> Result<HostName> {
 
 fn names(field: &str, texts: &[String]) -> Result<Vec<HostName>> {
     bounded(field, texts.len(), MAX_LIST)?;
-    texts.iter().map(|text| HostName::parse(text).or_else(|error| wrong(field, error))).collect()
+    texts.iter().map(|text| HostName::parse_own(text).or_else(|error| wrong(field, error))).collect()
 }
 
 fn patterns(field: &str, texts: &[String]) -> Result<Vec<HostPattern>> {

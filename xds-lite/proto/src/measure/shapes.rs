@@ -42,6 +42,13 @@ pub static DELTA_RESPONSE: Shape = Shape(&[parts(2, 512, &RESOURCE), part(6, 64)
 /// A message without lists.
 pub static PLAIN: Shape = Shape(&[]);
 
+/// A report of a gateway: unhealthy endpoints, rows of the matrix.
+pub static REPORT: Shape = Shape(&[parts(1, 64, &HEALTH), parts(2, 64, &MATRIX)]);
+static HEALTH: Shape = Shape(&[parts(1, 160, &UNHEALTHY)]);
+static UNHEALTHY: Shape = Shape(&[part(1, PART), part(3, PART), part(5, PART)]);
+static MATRIX: Shape = Shape(&[parts(1, 256, &ROW)]);
+static ROW: Shape = Shape(&[part(1, PART), part(2, PART), part(3, PART), part(10, PART)]);
+
 /// A resource: version, message, name.
 static RESOURCE: Shape = Shape(&[part(1, PART), part(2, PART), part(3, PART)]);
 
@@ -56,7 +63,7 @@ pub static SLICE: Shape = Shape(&[
     part(12, 64),
     part(13, 64),
 ]);
-/// A port: protocols, sources, endpoints, ready counts, access, identities.
+/// A port: protocols, sources, endpoints, ready counts, access, identities, policy.
 static PORT: Shape = Shape(&[
     part(4, 64),
     part(5, 64),
@@ -65,12 +72,25 @@ static PORT: Shape = Shape(&[
     part(11, PART),
     parts(13, 128, &ACCESS),
     part(14, 128),
+    parts(16, 128, &TRAFFIC),
 ]);
 static ACCESS: Shape = Shape(&[parts(2, 256, &RULE), parts(3, 256, &RULE)]);
 /// A rule: scope, name, identities, sources, ports.
 static RULE: Shape = Shape(&[part(2, PART), part(3, PART), part(4, 128), part(5, 64), part(6, 8)]);
-/// An endpoint: address, locality, instance, identity, aliases.
-static ENDPOINT: Shape = Shape(&[part(1, PART), part(2, PART), part(5, PART), part(8, PART), part(10, 64)]);
+/// An endpoint: address, locality, instance, identity, aliases, labels.
+static ENDPOINT: Shape = Shape(&[
+    part(1, PART),
+    part(2, PART),
+    part(5, PART),
+    part(8, PART),
+    part(10, 64),
+    parts(11, 128, &LABEL),
+]);
+static LABEL: Shape = Shape(&[part(1, PART), part(2, PART)]);
+static TRAFFIC: Shape = Shape(&[parts(5, 128, &SPLIT_PART)]);
+/// A part of a split: cluster, labels.
+static SPLIT_PART: Shape = Shape(&[part(1, PART), parts(2, PART, &LABELS)]);
+static LABELS: Shape = Shape(&[parts(1, 128, &LABEL)]);
 static READY: Shape = Shape(&[part(1, PART), parts(3, 96, &INSTANCE)]);
 static INSTANCE: Shape = Shape(&[part(1, PART), part(2, 64)]);
 static GATEWAY: Shape = Shape(&[part(1, PART), part(2, PART)]);

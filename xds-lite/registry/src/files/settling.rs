@@ -158,6 +158,8 @@ fn with_what_one_lacks(new: &Service, old: &Service, aliases: Vec<HostPattern>) 
     }
     all.max_connections = all.max_connections.or(old.max_connections);
     all.send_proxy |= old.send_proxy;
+    all.traffic = all.traffic.or_else(|| old.traffic.clone());
+    all.health = all.health.or_else(|| old.health.clone());
     all.about = all.about.or_else(|| old.about.clone());
     match (&mut all.tls, &old.tls) {
         (Some(new), Some(old)) => new.keep_from(old),

@@ -120,7 +120,15 @@ impl Consent {
 
     /// A port with the endpoints that are reachable from here, and the instance names that were granted.
     pub(super) fn port(&self, port: &Port, may_have: &dyn Fn(&HostName) -> bool) -> Port {
-        let mut port = Port { exported: false, sources: Vec::new(), send_proxy: false, ..port.clone() };
+        let mut port = Port {
+            exported: false,
+            sources: Vec::new(),
+            send_proxy: false,
+            // Whatever its owner says of that.
+            traffic: None,
+            ..port.clone()
+        };
+        port.health = port.health.map(|health| Box::new(health.at_peers(port.tls.mode())));
         port.endpoints.retain(|endpoint| self.is_direct(&endpoint.address));
         for endpoint in &mut port.endpoints {
             endpoint.exposed = false;

@@ -14,6 +14,7 @@ use isthmus_health::schedule::Answer;
 use isthmus_model::address::Ranges;
 use isthmus_model::locality::Locality;
 use isthmus_model::slice::{Endpoint, Gateway, Health, Instance, Order, Port, Ready, Staleness, Tls};
+use isthmus_model::traffic::Traffic;
 
 fn cluster(name: &str) -> Cluster {
     name.parse().unwrap()
@@ -318,6 +319,23 @@ fn slice_of_countless_empty_parts_is_refused_before_it_is_decoded() {
     }
     let error = imports.restore(&cluster("east"), "east/a.shop", &vec![0; 600_000]).unwrap_err();
     assert!(error.contains("has 600000 bytes; at most 524288"), "{error}");
+}
+
+/// How this cluster's callers choose endpoints is said by this cluster alone.
+#[test]
+fn policy_of_traffic_that_a_peer_sends_is_dropped() {
+    let mut imports = Imports::new(vec![consent("east")]);
+    let slice = with(slice("east", "db.pxc"), |offer| {
+        offer.ports.iter_mut().for_each(|port| port.traffic = Some(Traffic::unwritten()));
+    });
+    imports.restore(&slice.key.cluster, &slice.key.to_string(), &slice.encode()).unwrap();
+    let changes = imports.changes(usize::MAX);
+    let [(_, Verdict::Imported(accepted))] = &changes[..] else { panic!("{changes:?}") };
+    assert!(accepted.offer.as_ref().unwrap().ports.iter().all(|port| port.traffic.is_none()));
+    assert!(imports.changes(usize::MAX).is_empty());
+    assert_eq!(imports.judge_hosts_again(|host| host.to_string() == "other"), 0);
+    assert_eq!(imports.judge_hosts_again(|host| host.to_string() == "db.pxc"), 1);
+    assert_eq!(imports.changes(usize::MAX), changes);
 }
 
 /// The addresses of a gateway's name are unknown here: the resolver gets the allowed ranges, and not from its

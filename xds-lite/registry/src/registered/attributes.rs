@@ -4,7 +4,7 @@
 use isthmus_model::services::{ExportMeta, Service};
 
 /// Service keys that control access: not allowed in a registration.
-pub(super) const OF_FILES: [&str; 11] = [
+pub(super) const OF_FILES: [&str; 12] = [
     "access",
     "allow_unauthenticated",
     "certificate",
@@ -16,6 +16,7 @@ pub(super) const OF_FILES: [&str; 11] = [
     "namespace",
     "registered",
     "tls",
+    "traffic",
 ];
 
 /// A service key that all instances share.
@@ -35,7 +36,7 @@ impl std::fmt::Debug for Attribute {
 }
 
 /// All attributes; `sni_port` is missing, since it belongs to the host.
-pub(super) static ATTRIBUTES: [Attribute; 8] = [
+pub(super) static ATTRIBUTES: [Attribute; 9] = [
     Attribute {
         key: "aliases",
         same: |one, other| one.aliases == other.aliases,
@@ -70,6 +71,11 @@ pub(super) static ATTRIBUTES: [Attribute; 8] = [
         key: "timeouts",
         same: |one, other| one.timeouts == other.timeouts,
         take: |to, from| to.timeouts.clone_from(&from.timeouts),
+    },
+    Attribute {
+        key: "health",
+        same: |one, other| one.health == other.health,
+        take: |to, from| to.health.clone_from(&from.health),
     },
     Attribute {
         key: "stale",

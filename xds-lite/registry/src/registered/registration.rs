@@ -316,7 +316,7 @@ mod tests {
             (
                 &GOOD.replace("\"port\"", "\"zzzzz\":1,\"port\""),
                 "unknown key 'zzzzz' in the registration; expected one of host, port, sni_port, aliases, alpn, sources, \
-                 balance, max_connections, proxy_protocol, timeouts, namespace, labels, client_certificate, allow_unauthenticated, merge, stale, registered, identities, tls, certificate, key, access, endpoints, instance, ttl, lease",
+                 balance, max_connections, proxy_protocol, timeouts, traffic, health, namespace, labels, client_certificate, allow_unauthenticated, merge, stale, registered, identities, tls, certificate, key, access, endpoints, instance, ttl, lease",
             ),
             (
                 &GOOD.replace("\"port\"", "\"labels\":{\"app\":\"db\"},\"port\""),

@@ -1,13 +1,11 @@
 //! Checks `gateways[].identities`: workloads of the own trust domain, and nobody who runs Isthmus itself.
 
 use isthmus_certs::{IdPattern, TrustDomain};
+use isthmus_model::binding::check_limits;
 use isthmus_model::problem::{Place, Report};
 use isthmus_model::units::Scalar as _;
 
 use super::raw;
-
-/// Values of one gateway.
-const MAX: usize = 1_000;
 
 /// Refuses what no gateway may have. The trust domain is compared where the file names it; the certificate's is
 /// compared at start.
@@ -24,9 +22,10 @@ pub(super) fn check(report: &mut Report, file: &raw::File) {
             let what = format_args!("{place}: has no effect, because the agent issues no certificates");
             report.add(first.spot, what, "add 'issuing: { certificate: …, key: … }', or remove it");
         }
-        if let Some(beyond) = written.get(MAX) {
-            let what = format_args!("{place}: has more than {MAX} values");
-            report.add(beyond.spot, what, "write 'spiffe://…/ns/NAMESPACE/*' for all of a namespace");
+        let patterns: Vec<_> = written.iter().filter_map(|one| one.value.read().ok()).collect();
+        if let (Some(first), Err(error)) = (written.first(), check_limits(&patterns)) {
+            let what = format_args!("{place}: {error}");
+            report.add(first.spot, what, "write 'spiffe://…/ns/NAMESPACE/*' for all of a namespace");
         }
         for (index, one) in written.iter().enumerate() {
             let Ok(pattern) = one.value.read() else { continue };

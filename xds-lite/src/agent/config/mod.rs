@@ -10,15 +10,17 @@ mod names;
 mod raw;
 mod registration;
 mod resolve;
+mod traffic;
 mod trust;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use isthmus_certs::{IdPattern, TrustDomain, TrustFiles};
 
+use isthmus_grpc::budget::{Budgets, Places, raise_descriptor_limit};
 use isthmus_model::address::{Ranges, Target};
 use isthmus_model::binding::Callers;
 use isthmus_model::host::HostPattern;
@@ -28,12 +30,16 @@ use isthmus_model::slice::Cluster;
 use isthmus_model::{Problem, Problems, file, yaml};
 use isthmus_registry::access::WiderRules;
 use isthmus_registry::exports::Rule;
+use isthmus_registry::files::{Change, Files, Found};
 use isthmus_registry::reachability::Reachability;
 use isthmus_trust::issuing::IntermediateFiles;
 
+use crate::admin;
+
 pub use limits::AgentLimits;
-pub use names::{Dns, NameRanges, Upstreams};
+pub use names::{Clients, Dns, NameRanges, Upstreams};
 pub use registration::Registration;
+pub use traffic::TrafficSettings;
 
 const ADDRESS: &str = "0.0.0.0:15012";
 const JOIN: &str = "0.0.0.0:15011";
@@ -46,8 +52,11 @@ const LONGEST_EVER: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// Default port of a gateway for other clusters.
 const EAST_WEST: u16 = 15_443;
 
+/// A registry file that nobody has written for this long is whole.
+const QUIET: Duration = Duration::from_secs(1);
+
 /// The settings of an agent.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The agent's cluster.
     pub cluster: Cluster,
@@ -67,6 +76,8 @@ pub struct Settings {
     pub exports: Vec<Rule>,
     /// Rules for callers of scopes wider than a service.
     pub access: WiderRules,
+    /// The policies of traffic by host: the only key that is live.
+    pub traffic: TrafficSettings,
     /// What is accepted from each other cluster.
     pub imports: Vec<Import>,
     /// Which networks may know of each other's services.
@@ -95,6 +106,26 @@ pub struct Settings {
     pub callers: Callers,
     /// Valid parts of the file that have less effect than they seem to.
     pub warnings: Vec<Problem>,
+}
+
+impl Settings {
+    /// Returns the connections that clients may have, as far as this process may have descriptors.
+    pub(super) fn budgets(&self) -> Budgets {
+        Budgets::new(self.limits.clients, Places::of_descriptors(raise_descriptor_limit()))
+    }
+
+    /// Returns the socket on which VMs of this machine register.
+    pub(super) fn local_socket(&self) -> Option<admin::Local> {
+        let Registration { socket, users, .. } = self.registration.clone();
+        socket.map(|path| admin::Local { path, users })
+    }
+
+    /// Whether an agent with these settings would be one with the others, but for what is live.
+    #[must_use]
+    pub fn differ_only_in_traffic(&self, other: &Settings) -> bool {
+        let (traffic, warnings) = (other.traffic.clone(), other.warnings.clone());
+        Settings { traffic, warnings, ..self.clone() } == *other
+    }
 }
 
 /// Where clusters join with a token.
@@ -167,7 +198,7 @@ const TOO_LARGE: &str = "an agent's file is short; is it the right one?";
 /// # Errors
 /// Every problem in it, or why it cannot be read.
 pub fn load(path: &Path) -> Result<Settings, Problems> {
-    parse(&file::read(path, TOO_LARGE)?, path)
+    parse(&text(path)?, path)
 }
 
 /// As [`load`], for a command that ends: the file may be a pipe such as `/dev/stdin`.
@@ -178,6 +209,14 @@ pub fn load_argument(path: &Path) -> Result<Settings, Problems> {
     parse(&file::read_argument(path, TOO_LARGE)?, path)
 }
 
+/// Reads the file of an agent that runs.
+///
+/// # Errors
+/// Why it cannot be read.
+pub(super) fn text(path: &Path) -> Result<String, Problems> {
+    file::read(path, TOO_LARGE)
+}
+
 /// Checks a text as the content of `path`.
 ///
 /// # Errors
@@ -186,6 +225,25 @@ pub fn parse(text: &str, path: &Path) -> Result<Settings, Problems> {
     let mut report = Report::new(path);
     let settings = yaml::read(text, &mut report).and_then(|file| resolve::settings(&mut report, file));
     report.finish(settings)
+}
+
+/// Checks settings beside the files of their registry, as far as these can be read.
+///
+/// # Errors
+/// Every problem in them.
+pub fn check_beside_registry(settings: &Settings) -> Result<(), Problems> {
+    let (mut found, mut files) = (Found::default(), Files::new(settings.registry.clone()));
+    let now = Instant::now();
+    // A file counts as whole once nobody has written it for a while: no agent waits for this answer.
+    for now in [now, now + QUIET] {
+        let change = files.changed_paths(now);
+        for part in change.into_iter().flat_map(Change::parts) {
+            found.remove_part(part);
+        }
+    }
+    let problems = || settings.traffic.problems_beside(found.iter());
+    let problems = if found.summary().is_whole { problems() } else { Vec::new() };
+    Problems::of(problems).map_or(Ok(()), Err)
 }
 
 /// The JSON Schema of the file, for editors.

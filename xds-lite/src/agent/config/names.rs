@@ -4,9 +4,10 @@ use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use isthmus_model::address::{ServerAddress, Target};
+use isthmus_model::address::{Cidr, ServerAddress, Target};
 use isthmus_model::allotment::PlaceRange;
 use isthmus_model::at::{At, Spot};
+use isthmus_model::binding::Callers;
 use isthmus_model::host::HostName;
 use isthmus_model::problem::{Place, Quoted, Report};
 use isthmus_model::virtual_address::VirtualRanges;
@@ -37,11 +38,20 @@ pub struct Dns {
     /// The address of UDP and TCP.
     pub listen: SocketAddr,
     /// Who may ask.
-    pub clients: Vec<IpNet>,
+    pub clients: Clients,
     /// Who answers what the tables do not.
     pub upstreams: Upstreams,
     /// Names under these suffixes exist in the tables or nowhere.
     pub zones: Vec<HostName>,
+}
+
+/// Who may ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// Addresses in these ranges.
+    Listed(Vec<IpNet>),
+    /// This machine, and the callers of the file: whose queries `capture` sends here.
+    MachineAndCallers(Callers),
 }
 
 /// Who answers what the tables do not.
@@ -136,7 +146,12 @@ fn check_range(
     }
 }
 
-pub(super) fn dns(report: &mut Report, raw: &At<raw::names::Dns>, ranges: VirtualRanges) -> Option<Dns> {
+pub(super) fn dns(
+    report: &mut Report,
+    raw: &At<raw::names::Dns>,
+    ranges: VirtualRanges,
+    callers: &Callers,
+) -> Option<Dns> {
     let place = Place::Root.key("dns");
     if ranges == VirtualRanges::default() {
         let what = format_args!("{place} needs virtual_addresses: names would have no address");
@@ -144,7 +159,19 @@ pub(super) fn dns(report: &mut Report, raw: &At<raw::names::Dns>, ranges: Virtua
     }
     let listen = listen(report, place, "listen", raw.value.listen.as_ref(), DNS)?;
     let upstreams = upstreams(report, place.key("upstreams"), raw.value.upstreams.as_ref());
-    let clients = clients(report, place, raw, listen.ip(), &upstreams);
+    let clients = match &raw.value.clients {
+        Some(written) => Clients::Listed(listed(report, place.key("clients"), (raw.spot, written))),
+        None => machine_and(report, place, (raw.spot, listen.ip()), callers),
+    };
+    let ranges: Vec<_> = match &clients {
+        Clients::Listed(ranges) => ranges.iter().collect(),
+        Clients::MachineAndCallers(callers) => callers.iter().flat_map(|caller| &caller.sources).collect(),
+    };
+    if upstreams != Upstreams::Off && ranges.iter().any(|range| range.prefix_len() == 0) {
+        let what =
+            format_args!("{}: everybody could use this server as an open resolver", place.key("clients"));
+        report.add(raw.spot, what, "write the networks of the applications, or 'upstreams: off'");
+    }
     let mut zones = Vec::new();
     for (index, written) in raw.value.zones.iter().flatten().enumerate().take(MAX_ENTRIES) {
         match HostName::parse(&written.value) {
@@ -159,37 +186,26 @@ pub(super) fn dns(report: &mut Report, raw: &At<raw::names::Dns>, ranges: Virtua
     Some(Dns { listen, clients, upstreams, zones })
 }
 
-/// Loopback by default where the server listens there; elsewhere its clients must be named.
-fn clients(
+/// Without callers only a server on loopback has clients that need not be named.
+fn machine_and(
     report: &mut Report,
     place: Place<'_>,
-    raw: &At<raw::names::Dns>,
-    listen: IpAddr,
-    upstreams: &Upstreams,
-) -> Vec<IpNet> {
-    let Some(written) = &raw.value.clients else {
-        if !listen.is_loopback() {
-            let what =
-                format_args!("{place} has no clients, and {} is not a loopback address", place.key("listen"));
-            report.add(
-                raw.spot,
-                what,
-                "add 'clients: [CIDR]' with the networks of the applications that ask",
-            );
-        }
-        let loopback = ["127.0.0.0/8", "::1/128"];
-        return loopback.iter().filter_map(|net| net.parse().ok()).collect();
-    };
-    let place = place.key("clients");
+    (spot, listen): (Spot, IpAddr),
+    callers: &Callers,
+) -> Clients {
+    if callers.is_empty() && !listen.is_loopback() {
+        let what =
+            format_args!("{place} has no clients, and {} is not a loopback address", place.key("listen"));
+        report.add(spot, what, "add 'clients: [CIDR]' with the networks of the applications that ask");
+    }
+    Clients::MachineAndCallers(callers.clone())
+}
+
+fn listed(report: &mut Report, place: Place<'_>, (spot, written): (Spot, &Vec<At<Cidr>>)) -> Vec<IpNet> {
     if written.len() > MAX_ENTRIES {
-        report.add(raw.spot, format_args!("{place}: more than {MAX_ENTRIES} ranges"), "merge ranges");
+        report.add(spot, format_args!("{place}: more than {MAX_ENTRIES} ranges"), "merge ranges");
     }
-    let clients = report.values(Some(written), place);
-    if *upstreams != Upstreams::Off && clients.iter().any(|net| net.prefix_len() == 0) {
-        let what = format_args!("{place}: everybody could use this server as an open resolver");
-        report.add(raw.spot, what, "write the networks of the applications, or 'upstreams: off'");
-    }
-    clients
+    report.values(Some(written), place)
 }
 
 fn upstreams(report: &mut Report, place: Place<'_>, raw: Option<&At<raw::names::Upstreams>>) -> Upstreams {
@@ -245,13 +261,23 @@ mod tests {
         assert!(all.names.addresses.contain("240.15.9.9".parse().unwrap()));
         let dns = all.dns.unwrap();
         assert_eq!((dns.listen.to_string(), dns.upstreams), (DNS.to_owned(), Upstreams::System));
-        assert!(dns.clients.iter().all(|net| net.addr().is_loopback()) && dns.zones.is_empty());
+        assert!(dns.clients == Clients::MachineAndCallers(Callers::default()) && dns.zones.is_empty());
         let more = "dns: { listen: '10.0.0.2:53', clients: [10.0.0.0/8], upstreams: ['10.0.0.3:53'], zones: [Mesh.] }\n";
         let dns = settings(&format!("{RANGES}{more}")).dns.unwrap();
         assert_eq!(dns.upstreams, Upstreams::At(vec!["10.0.0.3:53".parse().unwrap()]));
-        assert_eq!((dns.zones[0].as_str(), dns.clients.len()), ("mesh", 1));
+        assert_eq!(dns.zones[0].as_str(), "mesh");
+        assert_eq!(dns.clients, Clients::Listed(vec!["10.0.0.0/8".parse().unwrap()]));
         let open = "dns: { listen: '0.0.0.0:53', clients: [0.0.0.0/0], upstreams: off }\n";
         assert_eq!(settings(&format!("{RANGES}{open}")).dns.unwrap().upstreams, Upstreams::Off);
+        let of_callers = format!("{RANGES}dns: {{ listen: '10.0.0.2:53' }}\n{}", callers("10.1.0.0/16"));
+        let Clients::MachineAndCallers(callers) = settings(&of_callers).dns.unwrap().clients else {
+            panic!()
+        };
+        assert!(callers.get("10.1.2.3".parse().unwrap()).is_some());
+    }
+
+    fn callers(source: &str) -> String {
+        format!("callers: [{{ sources: [{source}], identity: spiffe://east.example/ns/shop/sa/web }}]\n")
     }
 
     #[test]
@@ -279,6 +305,7 @@ mod tests {
         ] {
             refused(&format!("{RANGES}dns: {{ {dns} }}\n"), expected);
         }
+        refused(&format!("{RANGES}dns: {{}}\n{}", callers("'::/0'")), "open resolver");
     }
 
     #[track_caller]

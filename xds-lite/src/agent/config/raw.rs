@@ -14,8 +14,10 @@ use isthmus_model::at::At;
 use isthmus_model::identity::{Identity, IdentityPattern};
 use isthmus_model::locality::Locality;
 use isthmus_model::port_range::Ports;
+use isthmus_model::traffic::raw::HostsTraffic;
 use isthmus_model::units::{Count, Size, Time, show_duration};
 use isthmus_model::values::PORTS;
+use isthmus_model::yaml::present;
 
 use super::{ADDRESS, ADMIN, EAST_WEST, JOIN, LONGEST};
 
@@ -44,11 +46,16 @@ pub(super) struct File {
     /// Services that are exported to other clusters. Default: none.
     pub(super) exports: Option<Vec<At<Export>>>,
     /// Rules for callers of every service of the cluster. Default: none.
+    #[serde(default, deserialize_with = "present")]
     pub(super) access: Option<At<access::raw::Access>>,
     /// Rules for callers of every service of a namespace. Default: none.
     pub(super) namespaces: Option<Vec<At<Namespace>>>,
     /// Workspaces with rules for callers. Default: none.
     pub(super) workspaces: Option<Vec<At<Workspace>>>,
+    /// Policies of traffic by host, own and imported: which endpoints callers of this cluster use. The first entry that has
+    /// a host applies; `traffic` of a service in the registry precedes it. An edit takes effect while the agent runs.
+    /// Default: none.
+    pub(super) traffic: Option<Vec<At<HostsTraffic>>>,
     /// What is accepted from other clusters. Default: services of a workspace that spans the clusters.
     pub(super) imports: Option<Vec<At<Import>>>,
     /// Labels of networks by network name, for `reachability`. Default: none.
@@ -236,6 +243,7 @@ pub(super) struct Namespace {
     pub(super) name: Option<At<Label>>,
     /// The rules.
     #[schemars(required)]
+    #[serde(default, deserialize_with = "present")]
     pub(super) access: Option<At<access::raw::Access>>,
 }
 
@@ -250,6 +258,7 @@ pub(super) struct Workspace {
     #[schemars(required, length(min = 1))]
     pub(super) namespaces: Option<Vec<At<String>>>,
     /// Rules for callers of its services. Default: none.
+    #[serde(default, deserialize_with = "present")]
     pub(super) access: Option<At<access::raw::Access>>,
 }
 

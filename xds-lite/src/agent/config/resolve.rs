@@ -21,6 +21,7 @@ use super::issuing::issuing;
 use super::limits::limits;
 use super::names::{dns, ranges};
 use super::registration::registration;
+use super::traffic::{Clusters, traffic_settings};
 use super::trust::{domain, trust_files};
 use super::{ADDRESS, ADMIN, EAST_WEST, Gateway, Import, JOIN, Join, Peer, Settings, raw};
 
@@ -48,11 +49,13 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
     let admin = listen(report, Place::Root.key("admin"), "address", admin.as_ref(), ADMIN);
     let limits = limits(report, file.limits);
     let names = ranges(report, file.virtual_addresses.as_ref(), file.originate_ports.as_ref(), &gateways);
-    let dns = file.dns.as_ref().map(|raw| dns(report, raw, names.addresses));
+    let dns = file.dns.as_ref().map(|raw| dns(report, raw, names.addresses, &callers));
     // The checks below compare names with the own cluster's.
     let cluster = cluster?;
     let exports = exports(report, file.exports.as_deref().unwrap_or_default(), &cluster, &gateways);
     let imports = imports(report, file.imports.as_deref().unwrap_or_default());
+    let known = Clusters { own: &cluster, peers: &peers, imports: &imports, are_open: file.join.is_some() };
+    let traffic = traffic_settings(report, file.traffic.as_deref(), &known);
     let network = file.network.map(|network| network.value).unwrap_or_default();
     check_peers(report, (&cluster, &network), &file.peers, &peers, &reachability);
     let written = (file.access.as_ref(), file.namespaces.as_deref(), file.workspaces.as_deref());
@@ -69,6 +72,7 @@ pub(super) fn settings(report: &mut Report, file: raw::File) -> Option<Settings>
         gateways,
         exports,
         access,
+        traffic,
         imports,
         reachability,
         peers,

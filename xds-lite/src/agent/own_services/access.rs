@@ -49,12 +49,13 @@ impl State {
     }
 }
 
-/// Gives ports of a former offer the rules of the present one: they wait for nothing.
+/// Gives ports of a former offer the rules and the policy of the present one: they wait for nothing.
 pub(super) fn replace(former: &mut Offer, present: &[Port]) {
     for port in &mut former.ports {
         let same = |now: &&Port| now.number == port.number && now.tls == port.tls;
         if let Some(now) = present.iter().find(same) {
             port.access = now.access.clone();
+            port.traffic = now.traffic.clone();
         }
     }
 }

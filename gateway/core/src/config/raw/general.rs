@@ -224,6 +224,9 @@ pub(crate) struct AccessLog {
     /// Also log connections that never sent a byte, such as load balancers' checks.
     #[schemars(extend("default" = false))]
     pub(crate) no_data: Option<bool>,
+    /// Also log probes of other clusters' gateways.
+    #[schemars(extend("default" = false))]
+    pub(crate) probes: Option<bool>,
     /// Buffer for unwritten lines of each worker, 4KiB to 1GiB; lines beyond it are dropped and counted.
     #[schemars(extend("default" = show_size(defaults::LOG_BUFFER)))]
     pub(crate) buffer: Option<At<Size>>,

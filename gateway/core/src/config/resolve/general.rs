@@ -38,6 +38,13 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+pub(super) fn service_metrics(report: &mut Report, raw: &raw::File) -> usize {
+    let written = raw.metrics.as_ref().and_then(|metrics| metrics.services.as_ref());
+    let metrics = Place::Root.key("metrics");
+    report.count(written, metrics.key("services"), defaults::SERVICE_METRIC_COUNTS, defaults::SERVICE_METRICS)
+        as usize
+}
+
 /// Defaults to the cores available to the process, by its affinity and cgroup quota.
 pub(crate) fn workers(report: &mut Report, raw: &raw::File) -> usize {
     let cores =
@@ -248,6 +255,7 @@ pub(crate) fn access_log(report: &mut Report, raw: &raw::AccessLog) -> AccessLog
     AccessLog {
         enabled: raw.enabled.unwrap_or(true),
         no_data: raw.no_data.unwrap_or(false),
+        probes: raw.probes.unwrap_or(false),
         buffer: report.size(
             raw.buffer.as_ref(),
             place.key("buffer"),

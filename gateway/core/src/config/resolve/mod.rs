@@ -9,16 +9,19 @@ mod ends;
 mod general;
 mod listeners;
 mod originate;
+mod traffic;
 mod trust;
 mod xds;
 
 use std::sync::Arc;
 
-use isthmus_model::problem::{Place, Report};
-use isthmus_model::services::{Refusal, Table};
+use isthmus_model::problem::Report;
+use isthmus_model::services::{Refusal, Service, Table};
+use isthmus_model::traffic::Traffic;
 
 use crate::config::raw::File;
-use crate::config::settings::{Fixed, Listener, Live, Settings};
+use crate::config::settings::{Fixed, Listener, Live, Node, Settings};
+use crate::priorities::{Position, compact};
 
 pub(crate) use trust::{gateway_of, read as read_token};
 
@@ -29,12 +32,12 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
     let (timeouts, service_timeouts) = general::timeouts(report, raw.timeouts.take().unwrap_or_default());
 
     let mut own = listeners::own(&binds, &ports);
-    let own_socket = |address| {
+    let refuse = |address| {
         let what = format!("{address} is this gateway's own {}", own.reached_by(address)?);
         Some(Refusal { what, remedy: "write the address of the server itself" })
     };
-    let written = raw.services.as_deref().unwrap_or_default();
-    let table = Table::new(report, written, &service_timeouts, own_socket);
+    let table = Table::new(report, raw.services.as_deref().unwrap_or_default(), &service_timeouts, refuse);
+    traffic::check(report, &raw, &table);
     let listeners = listeners::listeners(report, &raw, &table);
     ends::check(report, &raw, &listeners, &table);
     access::check(report, &table);
@@ -46,15 +49,9 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
             &capture::Surroundings { raw: &raw, binds: &binds, ports: &ports, services: &table },
         )
     });
-    let services = table.into_services().map(Arc::new).collect();
+    let services: Vec<_> = table.into_services().collect();
 
-    let metrics = raw.metrics.as_ref().and_then(|metrics| metrics.services.as_ref());
-    let service_metrics = report.count(
-        metrics,
-        Place::Root.key("metrics").key("services"),
-        super::defaults::SERVICE_METRIC_COUNTS,
-        super::defaults::SERVICE_METRICS,
-    ) as usize;
+    let service_metrics = general::service_metrics(report, &raw);
     let xds = xds::xds(report, &raw);
     let follows_bindings = xds::has_agents(&raw) && listeners.iter().any(Listener::needs_bindings);
     let trust = trust::trust(report, &raw);
@@ -77,7 +74,7 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
     };
     let live = Live {
         listeners,
-        services,
+        services: placed(services, &fixed.node),
         bindings,
         capture,
         limits: general::limits(report, &raw.limits.unwrap_or_default()),
@@ -86,4 +83,18 @@ pub(crate) fn resolve(report: &mut Report, mut raw: File) -> Option<Settings> {
         drain: general::drain(report, &raw.drain.unwrap_or_default()),
     };
     Some(Settings { fixed, live })
+}
+
+/// Returns services with the priorities of their endpoints, all of the own cluster, and their parts of the split.
+fn placed(services: Vec<Service>, node: &Node) -> Vec<Arc<Service>> {
+    let position = Position { cluster: node.cluster.clone(), locality: node.locality.clone() };
+    let place = |mut service: Service| {
+        let traffic = service.traffic.clone().unwrap_or_else(Traffic::unwritten);
+        for endpoint in &mut service.endpoints {
+            position.place(endpoint, &traffic, &node.cluster, 0);
+        }
+        compact(&mut service.endpoints);
+        Arc::new(service)
+    };
+    services.into_iter().map(place).collect()
 }

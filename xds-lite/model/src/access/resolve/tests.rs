@@ -94,10 +94,26 @@ fn access_without_a_list_is_not_an_empty_list() {
     assert_eq!(service("").unwrap().access(), None);
     assert_eq!(written("{}"), AccessRules::default());
     assert_eq!(written("{allow: []}").allow, Some(Vec::new()));
-    for keys in ["allow:", "allow: ~", "allow: null"] {
-        let read = service(&format!("  tls: terminate\n{CERTIFICATE}  access:\n    {keys}\n"));
-        let is_open = read.is_ok_and(|service| service.access().is_none_or(|rules| rules.allow.is_none()));
-        assert!(!is_open, "{keys} admits everybody");
+}
+
+/// `allow:` alone could be meant as everybody or nobody; so could a condition.
+#[test]
+fn access_key_without_a_value_is_refused_with_its_place() {
+    for (keys, place, line) in [
+        ("  access:", "access", 6),
+        ("  access:\n    allow:", "access.allow", 7),
+        ("  access:\n    allow: ~", "access.allow", 7),
+        ("  access:\n    allow:\n    # - spiffe://east.example/a", "access.allow", 7),
+        ("  access:\n    deny:", "access.deny", 7),
+        ("  access:\n    mode:", "access.mode", 7),
+        ("  access:\n    advisory: null", "access.advisory", 7),
+        ("  access:\n    deny:\n    - sources:", "access.deny[0].sources", 8),
+    ] {
+        let problems = service(&format!("  tls: terminate\n{CERTIFICATE}{keys}\n")).expect_err(keys);
+        let what =
+            format!("services[0].{place}: no value; write one, or remove the key; an empty list is []");
+        let is_placed = problems.starts_with(&format!("r.yaml:{line}:"));
+        assert!(is_placed && problems.ends_with(&what), "{keys}: {problems}");
     }
 }
 

@@ -27,6 +27,9 @@ pub struct Explanation {
     /// What the rules of each port of the own slice say about the caller in the question.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub access: Vec<PortAccess>,
+    /// The policies of the traffic of this cluster's callers, those of single ports first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traffic: Vec<PolicyOf>,
     /// The slices that other clusters offer.
     #[serde(default)]
     pub imports: Vec<Import>,
@@ -121,6 +124,17 @@ pub struct PortAccess {
     /// The decision.
     #[serde(flatten)]
     pub decided: Decided,
+}
+
+/// The policy of a port's traffic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyOf {
+    /// The port; none: every port that is not listed.
+    pub port: Option<u16>,
+    /// Where it is written: `registry`, or the entry of the agent's file such as `traffic[0]`; none: nowhere.
+    pub written: Option<String>,
+    /// What differs from the defaults, as files write it; `default`: nothing.
+    pub policy: String,
 }
 
 /// A slice that another cluster offers.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Client, Names, Peer, Probed};
+use super::{Client, Matrix, Names, Peer, Probed};
 use crate::Usage;
 use crate::admin::StoreHealth;
 
@@ -18,6 +18,11 @@ pub struct Status {
     pub cluster: String,
     /// Its network.
     pub network: String,
+    /// Why the last edit of the agent's file is not in use; none: it is.
+    pub refused_edit: Option<String>,
+    /// Whether keys of the agent's file have changed that are read at start only.
+    #[serde(default)]
+    pub needs_restart: bool,
     /// The registry: files and registered VMs.
     #[serde(default)]
     pub registry: Registry,
@@ -43,6 +48,9 @@ pub struct Status {
     /// Who follows this agent: `gateways` and `peers`.
     #[serde(default)]
     pub nodes: BTreeMap<String, Vec<Client>>,
+    /// What the cluster's gateways report.
+    #[serde(default)]
+    pub reports: Matrix,
     /// What each client uses of each resource: by kind of client, identity and resource.
     #[serde(default)]
     pub budgets: BTreeMap<String, BTreeMap<String, BTreeMap<String, Usage>>>,

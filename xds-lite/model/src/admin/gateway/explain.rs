@@ -97,12 +97,55 @@ pub struct Matched {
     pub instance: Option<String>,
     /// How an endpoint is chosen.
     pub balance: Balance,
+    /// The policy of its traffic: what differs from the defaults, as files write it; `default`: nothing.
+    #[serde(default)]
+    pub traffic: String,
+    /// The parts of its split.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split: Vec<SplitPart>,
+    /// Its priorities, the nearest first.
+    #[serde(default)]
+    pub priorities: Vec<Priority>,
     /// The endpoints in the order in which they would be tried.
     #[serde(default)]
     pub endpoints: Vec<Endpoint>,
     /// Endpoints left out because they failed their probes while the agent is unreachable.
     #[serde(default)]
     pub down: Vec<DownEndpoint>,
+}
+
+/// A part of a split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SplitPart {
+    /// Its endpoints, as written: `cluster: NAME` or `labels: { … }`.
+    pub to: String,
+    /// Its share of the sum of all weights.
+    pub weight: u16,
+    /// Whether it was taken out because too many of its connections failed.
+    #[serde(default)]
+    pub aborted: bool,
+}
+
+/// The endpoints of one priority.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Priority {
+    /// The part of the split that they belong to; none: there is no split, or no part has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
+    /// Their priority: 0 is the nearest.
+    pub priority: u8,
+    /// Their number.
+    #[serde(default)]
+    pub endpoints: u64,
+    /// The share of healthy ones in per cent, over-provisioned.
+    #[serde(default)]
+    pub health: u8,
+    /// The share of connections in per cent, within the part.
+    #[serde(default)]
+    pub share: u8,
+    /// Whether first attempts go to unhealthy ones, too.
+    #[serde(default)]
+    pub panic: bool,
 }
 
 /// A refusal.

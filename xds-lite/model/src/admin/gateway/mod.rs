@@ -2,6 +2,7 @@
 
 mod config;
 mod explain;
+mod matrix;
 mod status;
 mod tables;
 
@@ -12,17 +13,20 @@ use serde_json::Value;
 use super::schema::Builder;
 
 pub use config::{Config, ListenerConfig, Section};
-pub use explain::{Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Refusal, TERMINATE};
+pub use explain::{
+    Asked, Ends, Explanation, Matched, ORIGINATE, Outcome, Priority, Refusal, SplitPart, TERMINATE,
+};
+pub use matrix::Matrix;
 pub use status::{
-    AgentContact, AwaitedTrust, Bindings, Certificate, Connections, Domain, Issued, LastRefusedEdit,
-    Listener, LoadedTrust, Node, NotOpen, Pipes, Probed, Reloads, Renewal, Resolved, Status, Tables, Trust,
-    Worker,
+    AbortedPart, AgentContact, AwaitedTrust, Bindings, Certificate, Connections, Domain, EndpointHealth,
+    Issued, LastRefusedEdit, Listener, LoadedTrust, Node, NotOpen, Pipes, Probed, Reloads, Renewal, Resolved,
+    Status, Tables, Trust, UnhealthyEndpoint, Worker,
 };
 pub use tables::{Connection, DefaultService, DownEndpoint, Endpoint, Paged, Route, Routes, Service};
 
 /// The paths that take GET and HEAD.
-pub const GET: [&str; 7] =
-    ["/status", "/config", "/routes", "/services", "/connections", "/explain", "/schema"];
+pub const GET: [&str; 8] =
+    ["/status", "/config", "/routes", "/services", "/connections", "/explain", "/matrix", "/schema"];
 /// The paths that take POST.
 pub const POST: [&str; 1] = ["/drain"];
 
@@ -43,6 +47,7 @@ pub fn schema() -> Value {
         .page::<Paged<Service>>("/services")
         .page::<Paged<Connection>>("/connections")
         .page::<Explanation>("/explain")
+        .page::<Matrix>("/matrix")
         .page::<Draining>("/drain")
         .document("isthmus-gateway")
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::DownEndpoint;
+use super::{DownEndpoint, Matrix};
 use crate::Locality;
 use crate::admin::StoreHealth;
 
@@ -52,6 +52,15 @@ pub struct Status {
     /// Endpoints that do not answer the gateway's own ClientHello.
     #[serde(default)]
     pub endpoints_failing: u64,
+    /// The gateways of other clusters.
+    #[serde(default)]
+    pub matrix: Matrix,
+    /// The health of endpoints.
+    #[serde(default)]
+    pub endpoint_health: EndpointHealth,
+    /// Parts taken out of their split because too many of their connections failed; at most 100 are listed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub split_aborts: Vec<AbortedPart>,
     /// Memory of unfinished ClientHellos, in bytes.
     #[serde(default)]
     pub hello_memory_bytes: u64,
@@ -70,6 +79,37 @@ pub struct Status {
     /// Lines of the access log dropped since the start because nothing read them fast enough.
     #[serde(default)]
     pub access_log_dropped: u64,
+}
+
+/// The health of endpoints, as far as the gateway has seen it itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct EndpointHealth {
+    /// Endpoints of services with `health.probe`.
+    pub probed: u64,
+    /// How many times longer than configured the interval of the slowest recent probe was; 1 is as configured.
+    pub stretch: f64,
+    /// Endpoints that are ejected or have failed their probes.
+    pub unhealthy: u64,
+    /// The first of them.
+    pub listed: Vec<UnhealthyEndpoint>,
+}
+
+/// An unhealthy endpoint of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnhealthyEndpoint {
+    /// The service, `HOST:PORT`.
+    pub service: String,
+    /// Its address, `IP:PORT`.
+    pub address: String,
+    /// The cluster behind it, if it is another cluster's gateway.
+    pub cluster: Option<String>,
+    /// When it turned unhealthy, RFC 3339.
+    #[serde(default)]
+    pub since: String,
+    /// Why: the reason of its failed connects, or the kind of probe and its result.
+    #[serde(default)]
+    pub why: String,
 }
 
 /// The identity of a gateway in its cluster.
@@ -335,4 +375,13 @@ pub struct Domain {
     pub sequence: Option<u64>,
     /// The sequence number of its deny-list; none without one.
     pub denied: Option<u64>,
+}
+
+/// A part that was taken out of its split.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AbortedPart {
+    /// The service, `HOST:PORT`.
+    pub service: String,
+    /// The part, as written: `cluster: NAME` or `labels: { … }`.
+    pub part: String,
 }

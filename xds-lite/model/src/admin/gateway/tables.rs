@@ -64,6 +64,9 @@ pub struct Service {
     pub service: String,
     /// How an endpoint is chosen.
     pub balance: Balance,
+    /// The policy of its traffic: what differs from the defaults, as files write it; `default`: nothing.
+    #[serde(default)]
+    pub traffic: String,
     /// Its open connections.
     #[serde(default)]
     pub connections: u32,
@@ -88,18 +91,21 @@ pub struct Endpoint {
     /// Its share of connections.
     #[serde(default)]
     pub weight: u32,
+    /// Its priority: 0 is the nearest.
+    #[serde(default)]
+    pub priority: u8,
     /// Its locality.
     #[serde(default)]
     pub locality: Locality,
     /// The cluster behind it, if it is another cluster's gateway.
     pub cluster: Option<String>,
-    /// False while it is ejected: it receives no new connections.
+    /// False while it is ejected or has failed its probes: it receives no new connections.
     pub healthy: bool,
     /// Whether it is tried last for a while.
     #[serde(default)]
     pub demoted: bool,
-    /// The outcome of the gateway's own last ClientHello: `answered`, `alert`, `closed`, `reset`, `silent`,
-    /// `unreached` or `not_asked`; none before the first.
+    /// The outcome of the gateway's last ClientHello to it after a client's failed: `answered`, `alert`, `closed`,
+    /// `reset`, `silent`, `unreached`, `not_served` or `not_asked`; none before the first.
     pub own_hello: Option<String>,
     /// Failures in a row.
     #[serde(default)]

@@ -3,11 +3,14 @@
 use proptest::collection::vec;
 use proptest::option;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::services::{Balance, ServiceTimeouts};
+use crate::labels::Labels;
+use crate::locality::Locality;
+use crate::services::{Balance, HealthCheck, Probe, ServiceTimeouts};
 use crate::slice::Tls;
 
 fn host() -> impl Strategy<Value = HostPattern> {
@@ -35,11 +38,18 @@ fn mode() -> impl Strategy<Value = Tls> {
     prop_oneof![Just(Tls::Mutual), Just(Tls::Unauthenticated), Just(Tls::Terminated)]
 }
 
+fn labels() -> impl Strategy<Value = Labels> {
+    proptest::collection::btree_map("([a-z]{1,4}/)?[a-z]{1,3}", "[a-zA-Z0-9]{0,3}", 0..3).prop_map(|pairs| {
+        Labels::new(pairs.iter().map(|(key, value)| (key.as_str(), value.as_str()))).unwrap()
+    })
+}
+
 fn endpoint() -> impl Strategy<Value = Endpoint> {
     let health = prop_oneof![Just(Health::Ready), Just(Health::NotReady), Just(Health::Draining)];
     let identity = option::of(Just(SpiffeId::parse("spiffe://east.example/ns/a/sa/b").unwrap()));
-    (address(), place(), any::<u16>(), health, any::<bool>(), option::of(mode()), identity).prop_map(
-        |(address, locality, weight, health, instance_exported, tls, identity)| Endpoint {
+    let settings = (any::<bool>(), option::of(mode()), identity, labels());
+    (address(), place(), any::<u16>(), health, settings).prop_map(
+        |(address, locality, weight, health, (instance_exported, tls, identity, labels))| Endpoint {
             address,
             locality,
             weight,
@@ -50,6 +60,30 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
             identity,
             exposed: instance_exported,
             aliases: Vec::new(),
+            labels,
+        },
+    )
+}
+
+fn health() -> impl Strategy<Value = HealthCheck> {
+    let port = || option::of(1..=u16::MAX);
+    let http = (port(), "/[a-z?=&%.]{0,9}").prop_map(|(port, path)| Probe::Http { port, path: path.into() });
+    let tcp = port().prop_map(|port| Probe::Tcp { port });
+    let probe = prop_oneof![Just(Probe::Off), Just(Probe::Tls), http, tcp];
+    let millis = || any::<u64>().prop_map(Duration::from_millis);
+    let windows = (option::of(millis()), option::of(millis()));
+    (probe, millis(), millis(), any::<(u8, u8)>(), windows).prop_map(
+        |(probe, interval, timeout, (down_after, up_after), (slow_start, close_on_unhealthy))| {
+            HealthCheck {
+                probe: Some(probe),
+                interval,
+                timeout,
+                down_after,
+                up_after,
+                slow_start,
+                close_on_unhealthy,
+            }
+            .within_bounds()
         },
     )
 }
@@ -72,8 +106,18 @@ fn port(number: u16) -> impl Strategy<Value = Port> {
         }],
     });
     let lists = (vec("[a-z0-9]{1,5}", 0..3), sources, vec(endpoint(), 0..4), vec(ready, 0..2));
-    (mode(), balance, most, any::<bool>(), lists).prop_map(
-        move |(tls, balance, max_connections, send_proxy, (alpn, sources, mut endpoints, ready))| {
+    let traffic = option::of(crate::traffic::tests::policies().prop_map(Arc::new));
+    // Boxed: the strategies of a whole slice do not fit the stack of a test.
+    let policies = (traffic, option::of(health().prop_map(Box::new))).boxed();
+    (mode(), balance, most, any::<bool>(), lists.boxed(), policies).prop_map(
+        move |(
+            tls,
+            balance,
+            max_connections,
+            send_proxy,
+            (alpn, sources, mut endpoints, ready),
+            (traffic, health),
+        )| {
             endpoints.dedup_by(|a, b| a.address == b.address);
             endpoints.truncate(1 + usize::from(number % 2));
             for (place, endpoint) in endpoints.iter_mut().enumerate() {
@@ -91,9 +135,11 @@ fn port(number: u16) -> impl Strategy<Value = Port> {
                 endpoints,
                 ready,
                 timeouts: ServiceTimeouts::default(),
+                health,
                 exported: send_proxy,
                 access: Access::unwritten(tls),
                 identities: Vec::new(),
+                traffic,
             }
         },
     )
@@ -180,10 +226,43 @@ fn message() -> pb::ServiceSlice {
     }
 }
 
+type Change = fn(&mut pb::ServiceSlice);
+
+#[track_caller]
+fn assert_refused((expected, change): (&str, Change)) {
+    let mut message = message();
+    change(&mut message);
+    let error = Slice::decode(&message.encode_to_vec()).unwrap_err().to_string();
+    assert!(error.starts_with(expected) || error.contains(expected), "{expected}: {error}");
+}
+
+/// The policy of the only port: a valid one at first.
+fn traffic(message: &mut pb::ServiceSlice) -> &mut pb::Traffic {
+    message.ports[0].traffic.insert(Traffic::default().to_message())
+}
+
+#[test]
+fn slice_error_names_the_field_of_a_policy() {
+    let cases: [(&str, Change); 7] = [
+        ("ports[0].traffic.affinity: has an unknown value", |m| traffic(m).affinity = 9),
+        ("ports[0].traffic.locality: has an unknown value", |m| traffic(m).locality = 0),
+        ("ports[0].traffic.overprovisioning: must be from 100 to 1000", |m| traffic(m).overprovisioning = 0),
+        ("ports[0].traffic.panic: must be from 1 to 100", |m| traffic(m).panic = 101),
+        ("ports[0].traffic.split: has 33 items; the limit is 32", |m| {
+            traffic(m).split = vec![pb::SplitPart::default(); 33];
+        }),
+        ("ports[0].traffic.split[0].to: must be set", |m| traffic(m).split = vec![pb::SplitPart::default()]),
+        ("ports[0].traffic.split: must have a weight above 0", |m| {
+            let to = Some(pb::split_part::To::Cluster("east".to_owned()));
+            traffic(m).split = vec![pb::SplitPart { to, ..pb::SplitPart::default() }];
+        }),
+    ];
+    cases.into_iter().for_each(assert_refused);
+}
+
 #[test]
 fn slice_error_names_its_field() {
-    type Change = fn(&mut pb::ServiceSlice);
-    let cases: [(&str, Change); 27] = [
+    let cases: [(&str, Change); 30] = [
         ("requires \"quotas\"", |m| m.requires = vec!["quotas".to_owned()]),
         ("cluster: ", |m| m.cluster = "a/b".to_owned()),
         ("host: ", |m| m.host = "a..b".to_owned()),
@@ -220,17 +299,21 @@ fn slice_error_names_its_field() {
             m.ports[0].endpoints.push(again);
         }),
         ("ports[0].identities[0].identity: ", |m| m.ports[0].identities = vec!["spiffe://x/*".to_owned()]),
+        ("ports[0].endpoints[0].labels: has 33 items; the limit is 32", |m| {
+            m.ports[0].endpoints[0].labels = vec![pb::Label::default(); 33];
+        }),
+        ("ports[0].endpoints[0].labels: '' is not a label key", |m| {
+            m.ports[0].endpoints[0].labels = vec![pb::Label::default()];
+        }),
+        ("ports[0].endpoints[0].labels: 'a' is listed twice", |m| {
+            m.ports[0].endpoints[0].labels = vec![pb::Label { key: "a".to_owned(), value: String::new() }; 2];
+        }),
         ("staleness: ", |m| m.staleness = None),
         ("ports[0].timeouts: ", |m| m.ports[0].timeouts = None),
         ("ports[0].timeouts: ", |m| m.ports[0].timeouts.as_mut().unwrap().connect = 0),
     ];
     assert!(Slice::decode(&message().encode_to_vec()).is_ok());
-    for (expected, change) in cases {
-        let mut message = message();
-        change(&mut message);
-        let error = Slice::decode(&message.encode_to_vec()).unwrap_err().to_string();
-        assert!(error.starts_with(expected) || error.contains(expected), "{expected}: {error}");
-    }
+    cases.into_iter().for_each(assert_refused);
     // A staleness rule of a later version must not become one of this version.
     let mut later = pb::ServiceSlice { staleness: None, ..message() }.encode_to_vec();
     later.extend([10 << 3 | 2, 2, 9 << 3, 1]);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Result, wrong};
+use super::{Result, text, wrong};
+use crate::locality::Locality;
 use crate::services::{Balance, ServiceTimeouts};
 use crate::slice::Tls;
 use isthmus_proto::isthmus::v1 as pb;
@@ -72,4 +73,18 @@ pub(super) fn tls(number: i32) -> Result<Option<Tls>> {
         Ok(pb::Tls::Terminated) => Ok(Some(Tls::Terminated)),
         Err(_) => wrong("tls", "has an unknown value"),
     }
+}
+
+pub(super) fn locality_message(locality: &Locality) -> Option<pb::Locality> {
+    let Locality { region, zone, sub_zone } = locality.clone();
+    (!locality.is_empty()).then_some(pb::Locality { region, zone, sub_zone })
+}
+
+pub(super) fn locality(message: Option<pb::Locality>) -> Result<Locality> {
+    let message = message.unwrap_or_default();
+    Ok(Locality {
+        region: text("locality", message.region)?,
+        zone: text("locality", message.zone)?,
+        sub_zone: text("locality", message.sub_zone)?,
+    })
 }

@@ -25,7 +25,7 @@ pub(in crate::agent::config) struct Dns {
     /// `IP:PORT` or `[IPV6]:PORT`; port 0 picks a free one.
     #[schemars(extend("default" = DNS))]
     pub(in crate::agent::config) listen: Option<At<ListenAddress>>,
-    /// Ranges of addresses that may ask; others are refused. Default: loopback, if `listen` is a loopback address.
+    /// Ranges of addresses that may ask; others are refused. Default: this machine, and the sources of `callers`.
     pub(in crate::agent::config) clients: Option<Vec<At<Cidr>>>,
     /// Who answers what is not in the tables: `system` (the name servers of this machine), `off`, or a list of `IP:PORT`
     /// in the order in which they are tried.

@@ -1,4 +1,4 @@
-//! Queues endpoints for the gateway's own hello: rejected connections add them, and `hello_check` takes them out.
+//! Queues endpoints for the gateway's own hello: rejected connections add them, and the prober takes them out.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

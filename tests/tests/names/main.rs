@@ -1,5 +1,5 @@
-//! Names of services as applications resolve them: `dig`, glibc, musl, and the name servers that stand in front of the
-//! agent's or behind it. Requires root, for namespaces.
+//! Names of services as applications resolve them: `dig`, glibc, musl, and name servers in front of the agent's or behind
+//! it. Requires root, for namespaces.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,38 +9,21 @@
     reason = "a test"
 )]
 
+mod in_front;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::net::Ipv4Addr;
 use std::process::Command;
 
 use isthmus_tests::cluster::Cluster;
-use isthmus_tests::resolver::{HOST, Machine};
-use isthmus_tests::skip;
+use isthmus_tests::netns::Star;
+use isthmus_tests::or_skip;
+use isthmus_tests::resolver::{Dig, HOST, Machine};
 use isthmus_tests::wait::until;
 
 const PAGE: &str = "productpage.bookinfo.svc.cluster.local";
 const RANGES: &str = "{ ipv6: 'fd00:1:2:3::/64', ipv4: 240.15.0.0/16 }";
-
-/// A machine, or a visible skip.
-macro_rules! machine {
-    () => {
-        match Machine::new() {
-            Ok(machine) => machine,
-            Err(why) => skip!("{why}"),
-        }
-    };
-}
-
-/// A server that starts, or a visible skip.
-macro_rules! running {
-    ($started:expr) => {
-        match $started {
-            Ok(daemon) => daemon,
-            Err(why) => skip!("{why}"),
-        }
-    };
-}
 
 /// The agent of a machine, with a few services, of which one exports its instances.
 fn agent(machine: &Machine, dns: &str) -> Cluster {
@@ -76,8 +59,8 @@ fn questions(cluster: &Cluster, answer: &str) -> u64 {
 
 #[test]
 fn dns_ipv4_only_service_has_no_other_records_and_its_address_leads_back() {
-    let machine = machine!();
-    let _upstream = running!(machine.dnsmasq(5300, &["--address=/#/192.0.2.9"]));
+    let machine = or_skip!(Machine::new());
+    let _upstream = or_skip!(machine.dnsmasq(5300, &["--address=/#/192.0.2.9"]));
     let mut east = agent(&machine, "{ upstreams: ['127.0.0.1:5300'] }");
     east.set("virtual_addresses", "{ ipv4: 240.15.0.0/16 }");
     east.stop();
@@ -97,11 +80,11 @@ fn dns_ipv4_only_service_has_no_other_records_and_its_address_leads_back() {
 
 #[test]
 fn dns_answers_with_sixty_records_fit_what_the_client_takes() {
-    let machine = machine!();
+    let machine = or_skip!(Machine::new());
     let hosts: String = (1..=60).map(|last| format!("192.0.2.{last} many.example\n")).collect();
     fs::write(machine.path("hosts"), hosts).unwrap();
     let hosts = format!("--addn-hosts={}", machine.path("hosts").display());
-    let _upstream = running!(machine.dnsmasq(5300, &[&hosts]));
+    let _upstream = or_skip!(machine.dnsmasq(5300, &[&hosts]));
     let east = agent(&machine, "{ upstreams: ['127.0.0.1:5300'] }");
     for name in ["many.mesh.example SRV", "many.example A"] {
         let ask = |words: &str| machine.dig(&format!("{} {name} +ignore {words}", at(&east)));
@@ -118,10 +101,10 @@ fn dns_answers_with_sixty_records_fit_what_the_client_takes() {
 
 #[test]
 fn dns_name_resolves_in_any_letters_and_in_each_of_its_forms() {
-    let machine = machine!();
+    let machine = or_skip!(Machine::new());
     let log = machine.path("queries.log");
     let facility = format!("--log-facility={}", log.display());
-    let _upstream = running!(machine.dnsmasq(5300, &["--log-queries", &facility, "--address=/unknown/"]));
+    let _upstream = or_skip!(machine.dnsmasq(5300, &["--log-queries", &facility, "--address=/unknown/"]));
     let east = agent(&machine, "{ upstreams: ['127.0.0.1:5300'], zones: [mesh.example] }");
     let ask = |words: &str| machine.dig(&format!("{} {words}", at(&east)));
     let both = |name: &str| [ask(&format!("{name} A")).answers(), ask(&format!("{name} AAAA")).answers()];
@@ -177,10 +160,10 @@ fn musl(machine: &Machine) -> Result<String, String> {
 
 #[test]
 fn dns_resolvers_of_glibc_and_musl_find_names_behind_their_search_domains() {
-    let machine = machine!();
-    let musl = running!(musl(&machine));
+    let machine = or_skip!(Machine::new());
+    let musl = or_skip!(musl(&machine));
     let options = ["--local=/example/", "--host-record=www.other,192.0.2.1,2001:db8::1"];
-    let _upstream = running!(machine.dnsmasq(5300, &options));
+    let _upstream = or_skip!(machine.dnsmasq(5300, &options));
     let east = agent(&machine, "{ listen: 127.0.0.1:53, upstreams: ['127.0.0.1:5300'] }");
     machine.set_resolver("nameserver 127.0.0.1\nsearch search.example more.example\noptions ndots:5\n");
     let glibc = |name: &str| -> BTreeSet<String> {
@@ -204,9 +187,35 @@ fn dns_resolvers_of_glibc_and_musl_find_names_behind_their_search_domains() {
     assert!(glibc("nobody.example").is_empty());
 }
 
+/// What `capture` sends to the server comes from where the application would have asked from.
+#[test]
+fn dns_answers_its_machine_by_each_address_and_callers_by_default() {
+    let star = or_skip!(Star::new(2));
+    let [own, caller] = [1, 2].map(Star::address);
+    let [second, other] = [Ipv4Addr::new(10, 78, 1, 2), Ipv4Addr::new(10, 78, 2, 2)];
+    star.adopt(1, second).unwrap();
+    star.adopt(2, other).unwrap();
+    let mut east = Cluster::new("east").inside(star.leg(1));
+    east.set("virtual_addresses", RANGES);
+    east.set("dns", "{ listen: '0.0.0.0:15053', upstreams: off }");
+    let identity = "spiffe://east.example/ns/shop/sa/web";
+    east.set("callers", &format!("[{{ sources: [{caller}/32], identity: {identity} }}]"));
+    east.register("a.yaml", "services: [{ host: a.mesh.example, endpoints: [] }]");
+    east.start();
+    let is_answered = |leg: usize, from: Ipv4Addr| {
+        let mut dig = Command::new("ip");
+        dig.args(["netns", "exec", star.leg(leg), "dig", "+tcp", "+tries=1", "+time=10"]);
+        dig.args(["-b", &from.to_string(), &format!("@{own}"), "-p", "15053", "a.mesh.example"]);
+        Dig(String::from_utf8(dig.output().unwrap().stdout).unwrap()).status() == Some("NOERROR")
+    };
+    until("own names resolve", || is_answered(1, Ipv4Addr::LOCALHOST));
+    assert!(is_answered(1, own) && is_answered(1, second) && is_answered(2, caller));
+    assert!(!is_answered(2, other), "a neighbour that is no caller");
+}
+
 #[test]
 fn dns_upstream_that_leads_back_to_the_server_fails_and_costs_nothing() {
-    let machine = machine!();
+    let machine = or_skip!(Machine::new());
     for itself in ["127.0.0.1:5353".to_owned(), format!("{HOST}:5353")] {
         let dns = format!("{{ listen: '0.0.0.0:5353', clients: [127.0.0.0/8], upstreams: ['{itself}'] }}");
         let mut east = Cluster::new("east").inside(machine.namespace());
@@ -228,16 +237,16 @@ fn dns_upstream_that_leads_back_to_the_server_fails_and_costs_nothing() {
 
 #[test]
 fn dns_recovers_with_its_upstream_and_a_new_service_resolves_at_once() {
-    let machine = machine!();
+    let machine = or_skip!(Machine::new());
     let www = ["--address=/www.example/192.0.2.1"];
-    let upstream = running!(machine.dnsmasq(5300, &www));
+    let upstream = or_skip!(machine.dnsmasq(5300, &www));
     // The first of them is dead for ever.
     let east = agent(&machine, "{ upstreams: ['127.0.0.1:5299', '127.0.0.1:5300'], zones: [mesh.example] }");
     let ask = |name: &str| machine.dig(&format!("{} {name}", at(&east)));
     assert_eq!(ask("www.example").answers(), ["192.0.2.1"]);
     drop(upstream);
     assert_eq!(ask("www.example").status(), Some("SERVFAIL"));
-    let _upstream = running!(machine.dnsmasq(5300, &www));
+    let _upstream = or_skip!(machine.dnsmasq(5300, &www));
     assert_eq!(ask("www.example").answers(), ["192.0.2.1"]);
     assert_eq!(ask("new.mesh.example").status(), Some("NXDOMAIN"));
     east.register("new.yaml", "services: [{ host: new.mesh.example, endpoints: [] }]");
@@ -263,7 +272,7 @@ fn registered(names: impl Iterator<Item = String>) -> String {
 
 #[test]
 fn dns_addresses_of_a_thousand_services_stay_through_edits_and_restarts() {
-    let machine = machine!();
+    let machine = or_skip!(Machine::new());
     let mut east = Cluster::new("east").inside(machine.namespace());
     let state = east.path("state").display().to_string();
     east.set("state", &state);
@@ -310,7 +319,7 @@ fn dns_addresses_of_a_thousand_services_stay_through_edits_and_restarts() {
 
 #[test]
 fn dns_imports_resolve_and_those_without_consent_do_not_exist() {
-    let machine = machine!();
+    let machine = or_skip!(Machine::new());
     let (mut east, mut west) =
         (Cluster::new("east").inside(machine.namespace()), Cluster::new("west").inside(machine.namespace()));
     east.trust_cluster(&west);
@@ -346,54 +355,4 @@ fn dns_imports_resolve_and_those_without_consent_do_not_exist() {
     assert_eq!(ask("other.bank.svc.cluster.local").status(), Some("REFUSED"));
     east.forget("all.yaml");
     until("the import is gone", || ask("src-db.pxc").status() == Some("REFUSED"));
-}
-
-#[test]
-fn dns_names_resolve_through_dnsmasq() {
-    let machine = machine!();
-    let _agent = agent(&machine, "{ upstreams: off }");
-    let options = [
-        "--server=/mesh.example/127.0.0.1#15053",
-        "--server=/bookinfo/127.0.0.1#15053",
-        "--server=/svc.cluster.local/127.0.0.1#15053",
-        "--address=/www.example/192.0.2.1",
-        "--max-cache-ttl=30",
-    ];
-    let _front = running!(machine.dnsmasq(53, &options));
-    let resolve = |name: &str| machine.output(&["getent", "ahostsv4", name]);
-    for name in [PAGE, "productpage.bookinfo", "page.mesh.example"] {
-        assert!(resolve(name).starts_with("240.15."), "{name}");
-    }
-    assert!(resolve("www.example").starts_with("192.0.2.1"));
-}
-
-/// The program of systemd-resolved, installed or unpacked by `tests/run`.
-fn resolved() -> Result<&'static str, String> {
-    let unpacked =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../target/peers/systemd-resolved/lib/systemd/systemd-resolved");
-    let installed = "/lib/systemd/systemd-resolved";
-    let found = [unpacked, installed].into_iter().find(|program| Path::new(program).exists());
-    found.ok_or_else(|| "systemd-resolved is not installed; tests/run unpacks it".to_owned())
-}
-
-#[test]
-fn dns_names_resolve_through_systemd_resolved() {
-    let machine = machine!();
-    let program = running!(resolved());
-    let _agent = agent(&machine, "{ upstreams: off }");
-    let configuration =
-        "[Resolve]\nDNS=127.0.0.1:15053\nDomains=~mesh.example ~bookinfo ~svc.cluster.local\n";
-    fs::write(machine.path("resolved.conf"), configuration).unwrap();
-    let passwd = fs::read_to_string("/etc/passwd").unwrap();
-    let user = "systemd-resolve:x:998:65534::/:/usr/sbin/nologin\n";
-    fs::write(machine.path("passwd"), passwd + user).unwrap();
-    // It drops its rights to a user of its own, and keeps its files where another one of this machine may have them.
-    let script = "mkdir -p /run/systemd; mount -t tmpfs tmpfs /run/systemd; mkdir /run/systemd/resolved.conf.d;\
-                  cp \"$2\" /run/systemd/resolved.conf.d/isthmus.conf; mount --bind \"$3\" /etc/passwd; exec \"$1\"";
-    let paths = ["resolved.conf", "passwd"].map(|name| machine.path(name).display().to_string());
-    let _resolved = running!(machine.start(machine.script(script, &[program, &paths[0], &paths[1]])));
-    machine.set_resolver("nameserver 127.0.0.53\noptions edns0 trust-ad\n");
-    for name in [PAGE, "productpage.bookinfo", "page.mesh.example"] {
-        until("the name resolves", || machine.output(&["getent", "ahostsv4", name]).starts_with("240.15."));
-    }
 }
