@@ -46,7 +46,7 @@ const LAYERS: &[&[&str]] = &[
     &["snapshot"],
     &["endpoint"],
     &["demotion", "ends", "failures", "family", "gateways", "pipe", "hello", "proxy"],
-    &["chains", "connect_time", "identities", "issued", "reason", "socket", "source", "threads", "turn"],
+    &["chains", "connects", "identities", "issued", "reason", "socket", "source", "threads", "turn"],
     &["clients"],
     &["config"],
     &["priorities"],

@@ -203,7 +203,7 @@ fn domains(case: Case, side: &str) -> Domains {
 }
 
 /// Domain and name of the side whose certificate is special.
-fn shown(case: Case, name: &'static str, wrong: &'static str) -> (&'static str, &'static str) {
+fn special(case: Case, name: &'static str, wrong: &'static str) -> (&'static str, &'static str) {
     match case {
         TrustedDomain => ("west", name),
         UnknownDomain => ("north", name),
@@ -229,7 +229,7 @@ impl World {
         let config = match case {
             Allowed | Denied => domains.server_for("server", "app"),
             _ => {
-                let (domain, name) = shown(case, "server", "impostor");
+                let (domain, name) = special(case, "server", "impostor");
                 domains.showing(domain, name)
             }
         };
@@ -271,7 +271,7 @@ impl World {
     fn call(&self, case: Case, version: &'static SupportedProtocolVersion) -> (String, SocketAddr) {
         let (domain, name) = match case {
             WrongDestination => ("east", "app"),
-            _ => shown(case, "app", "other"),
+            _ => special(case, "app", "other"),
         };
         let config = match case {
             NoCertificate => self.domains.anonymous(&[version]),

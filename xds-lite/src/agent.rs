@@ -259,7 +259,7 @@ impl Agent {
                 () = Arc::clone(&owners.reports).keep_folding(Arc::clone(&owners.own)) => Ok(()),
                 () = run_mtls_checks(Arc::clone(&owners.own)) => Ok(()),
                 () = import_health::ask(Arc::clone(&owners.peers)) => Ok(()),
-                () = traffic::follow(file, Arc::clone(&settings), owners.clone()) => Ok(()),
+                () = traffic::run(file, Arc::clone(&settings), owners.clone()) => Ok(()),
                 ended = federation.run() => ended,
             }
         };

@@ -195,10 +195,10 @@ fn poll_server(stream: &mut TcpStream, cx: &mut Context<'_>, first: &mut Vec<u8>
 
 /// Whether a server's first record is a fatal alert that another endpoint might not send: internal_error
 /// or unrecognized_name. `None` while undecided.
-fn says_elsewhere(bytes: &[u8]) -> Option<bool> {
+pub(crate) fn says_elsewhere(bytes: &[u8]) -> Option<bool> {
     const ALERTS: [Alert; 2] = [Alert::InternalError, Alert::UnrecognizedName];
     let shape: [fn(u8) -> bool; 7] = [
-        |kind| kind == 21,
+        |kind| kind == Alert::RECORD,
         |major| major == 3,
         |_| true,
         |high| high == 0,

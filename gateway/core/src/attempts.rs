@@ -88,12 +88,13 @@ impl Attempts {
         account: &Account,
         worker: &Worker,
     ) -> Option<&'t Endpoint> {
-        self.following(&self.tried, (route, tables), account, worker)
+        self.following((&self.tried, &self.same_cluster), (route, tables), account, worker)
     }
 
+    /// Returns an endpoint that was not tried: a healthy one elsewhere than at the avoided addresses, or else any.
     fn following<'t>(
         &self,
-        tried: &[SocketAddr],
+        (tried, avoided): (&[SocketAddr], &[SocketAddr]),
         (route, tables): (&'t Route, &Snapshot),
         account: &Account,
         worker: &Worker,
@@ -125,7 +126,7 @@ impl Attempts {
                 pick_in_untried_priority(service, &choice, random)
             }
         };
-        let elsewhere = (!self.same_cluster.is_empty()).then(|| [tried, &self.same_cluster].concat());
+        let elsewhere = (!avoided.is_empty()).then(|| [tried, avoided].concat());
         let healthy = |endpoint: &&Endpoint| endpoint.state.healthy(now);
         elsewhere.and_then(|tried| from(&tried)).filter(healthy).or_else(|| from(tried))
     }
@@ -215,9 +216,8 @@ impl Earlier for Attempts {
     fn beside<'t>(&self, slow: Step<'t>, account: &Account, worker: &Worker) -> Option<&'t Endpoint> {
         let tried = [&self.tried[..], &[slow.endpoint.address]].concat();
         // Where a cluster's link is cut, none of its gateways is reached.
-        let elsewhere = [&tried[..], &gateways_beside(slow)].concat();
-        let from = |tried: &[SocketAddr]| self.following(tried, (slow.route, slow.tables), account, worker);
-        let beside = from(&elsewhere).or_else(|| from(&tried));
+        let avoided = [&self.same_cluster[..], &gateways_beside(slow)].concat();
+        let beside = self.following((&tried, &avoided), (slow.route, slow.tables), account, worker);
         beside.filter(|endpoint| endpoint.state.healthy(socket::now()))
     }
 

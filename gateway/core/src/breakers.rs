@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::config::settings::Replay;
-use crate::connect_time::Connects;
+use crate::connects::Connects;
 use crate::endpoint::{Counted, EndpointState, ServiceState};
 use crate::pick::Step;
 use crate::reason::Reason;
@@ -76,7 +76,7 @@ impl Places {
     ///
     /// # Errors
     /// `limit_pending`, or `limit_endpoint` if other connections have taken the endpoint's last place meanwhile.
-    pub(crate) fn take(step: Step<'_>) -> Result<Places, Reason> {
+    pub(crate) fn reserve(step: Step<'_>) -> Result<Places, Reason> {
         let service = &step.route.service;
         let breakers = &service.rules.traffic.breakers;
         let most = breakers.max_pending.unwrap_or(u32::MAX);

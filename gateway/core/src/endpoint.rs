@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use crate::config::settings::Replay;
-use crate::connect_time::Connects;
+use crate::connects::Connects;
 use crate::demotion::{Demotion, Outcome};
 use crate::gateways::GatewayState;
 use crate::socket::Millis;

@@ -16,7 +16,7 @@ mod close;
 pub mod config;
 mod conn;
 mod connect;
-mod connect_time;
+mod connects;
 pub mod control;
 mod control_plane;
 pub mod demotion;

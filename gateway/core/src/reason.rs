@@ -17,6 +17,11 @@ pub enum Alert {
     UnrecognizedName = 112,
 }
 
+impl Alert {
+    /// Content type of its TLS record.
+    pub const RECORD: u8 = 21;
+}
+
 /// The kind of a [`Reason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -56,7 +56,7 @@ impl Problems {
 
     /// Problems that were found apart from their file; none: `None`.
     #[must_use]
-    pub fn of(mut list: Vec<Problem>) -> Option<Problems> {
+    pub fn from_list(mut list: Vec<Problem>) -> Option<Problems> {
         let more = list.len().saturating_sub(KEPT);
         list.truncate(KEPT);
         (!list.is_empty()).then_some(Problems { list, more })

@@ -34,7 +34,7 @@ impl TrafficRules {
 
     /// The policy of a host, and its place among all.
     #[must_use]
-    pub fn of(&self, host: &HostPattern) -> Option<(usize, &Arc<Traffic>)> {
+    pub fn find(&self, host: &HostPattern) -> Option<(usize, &Arc<Traffic>)> {
         let (name, same) = match host {
             HostPattern::Exact(name) => (name.as_str(), self.exact.get(name)),
             HostPattern::Suffix(name) => (name.as_str(), self.suffixes.get(name)),
@@ -48,14 +48,14 @@ impl TrafficRules {
     /// Whether a host has another policy by the other rules.
     #[must_use]
     pub fn differ(&self, other: &TrafficRules, host: &HostPattern) -> bool {
-        let policy = |rules: &TrafficRules| rules.of(host).map(|(_, policy)| Arc::clone(policy));
+        let policy = |rules: &TrafficRules| rules.find(host).map(|(_, policy)| Arc::clone(policy));
         policy(self) != policy(other)
     }
 
     /// The slice as the cluster's own gateways get it: with the host's policy for ports that have none of their own.
     #[must_use]
     pub fn apply<'a>(&self, slice: &'a Slice) -> Cow<'a, Slice> {
-        let Some((_, policy)) = self.of(&slice.key.host) else { return Cow::Borrowed(slice) };
+        let Some((_, policy)) = self.find(&slice.key.host) else { return Cow::Borrowed(slice) };
         let Some(offer) = &slice.offer else { return Cow::Borrowed(slice) };
         if offer.ports.iter().all(|port| port.traffic.is_some()) {
             return Cow::Borrowed(slice);
@@ -110,7 +110,7 @@ mod tests {
             ("*.c", Some(2)),
             ("*.d", None),
         ] {
-            assert_eq!(rules.of(&pattern(host)).map(|(place, _)| place), place, "{host}");
+            assert_eq!(rules.find(&pattern(host)).map(|(place, _)| place), place, "{host}");
         }
     }
 

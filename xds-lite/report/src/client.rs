@@ -50,6 +50,9 @@ impl Reporter {
     /// Reports until dropped.
     pub async fn keep(self, mut reports: watch::Receiver<Arc<Report>>) {
         let (mut backoff, refusals) = (Backoff::default(), LogLimiter::default());
+        if self.agents.is_empty() {
+            return std::future::pending().await;
+        }
         loop {
             for agent in &self.agents {
                 let began = Instant::now();
@@ -70,9 +73,6 @@ impl Reporter {
                     }
                 };
                 sleep(pause).await;
-            }
-            if self.agents.is_empty() {
-                std::future::pending::<()>().await;
             }
         }
     }

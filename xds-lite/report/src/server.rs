@@ -25,7 +25,7 @@ pub trait Inbox: Send + Sync + 'static {
     fn is_gateway(&self, client: &SpiffeId) -> bool;
 
     /// Takes a message of a stream. Streams are numbered; false if a later one of this gateway has begun.
-    fn take(&self, gateway: &SpiffeId, stream: u64, part: Part) -> bool;
+    fn accept(&self, gateway: &SpiffeId, stream: u64, part: Part) -> bool;
 
     /// A stream has ended.
     fn ended(&self, gateway: &SpiffeId, stream: u64);
@@ -72,7 +72,7 @@ impl<I: Inbox> Open<'_, I> {
             }
             let part =
                 Part::try_from(message).map_err(|error| Status::invalid_argument(error.to_string()))?;
-            if !self.inbox.take(&self.gateway, self.stream, part) {
+            if !self.inbox.accept(&self.gateway, self.stream, part) {
                 return Err(Status::aborted("a later stream of this gateway has begun"));
             }
         }

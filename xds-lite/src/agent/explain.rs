@@ -157,7 +157,7 @@ fn policies(
     let mut policies: Vec<_> = ports.iter().filter_map(own).collect();
     if policies.len() < ports.len() || is_imported {
         let rules = owners.views.traffic.rules();
-        let rule = rules.of(host);
+        let rule = rules.find(host);
         policies.push(PolicyOf {
             port: None,
             written: rule.map(|(place, _)| format!("traffic[{place}]")),

@@ -117,7 +117,7 @@ impl Inbox for Reports {
         self.views.has_member(client)
     }
 
-    fn take(&self, gateway: &SpiffeId, stream: u64, part: Part) -> bool {
+    fn accept(&self, gateway: &SpiffeId, stream: u64, part: Part) -> bool {
         let (now, mut gateways) = (Instant::now(), self.gateways.lock());
         let reported = gateways.entry(gateway.clone()).or_insert_with(|| Reported {
             stream,

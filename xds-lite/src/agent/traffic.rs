@@ -68,7 +68,7 @@ impl LiveTraffic {
 }
 
 /// Applies edits of the agent's file, until dropped.
-pub(super) async fn follow(file: Option<PathBuf>, settings: Arc<Settings>, owners: Owners) {
+pub(super) async fn run(file: Option<PathBuf>, settings: Arc<Settings>, owners: Owners) {
     let Some(file) = file else { return std::future::pending().await };
     let news = Arc::new(Notify::new());
     let wake = Arc::clone(&news);

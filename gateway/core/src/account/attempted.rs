@@ -18,7 +18,7 @@ impl Account {
     /// # Errors
     /// `limit_pending` or `limit_endpoint`.
     pub(crate) fn attempt(&mut self, step: Step<'_>) -> Result<UnderWay, Reason> {
-        let Places { pending, endpoint } = Places::take(step)?;
+        let Places { pending, endpoint } = Places::reserve(step)?;
         self.count_attempt();
         self.moves_to(step, endpoint);
         Ok(pending)

@@ -82,7 +82,7 @@ impl<'t> Second<'t> {
         }
         let service = &step.route.service;
         let retry = service.state.begin_retry(&step.tables.live.upstream.replay)?;
-        let places = Places::take(step).ok()?;
+        let places = Places::reserve(step).ok()?;
         account.count_attempt();
         let patience = patience(endpoint, service.rules.timeouts.connect);
         Some(Second { step, patience: patience.min(attempt.time_left()), places, _retry: retry })

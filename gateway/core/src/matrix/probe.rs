@@ -13,13 +13,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use crate::dial;
+use crate::reason::Alert;
 use crate::socket;
 use crate::worker::Process;
 
 /// Longest wait for the connection, and then for the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Content type of a TLS alert record.
-const ALERT: u8 = 21;
 
 /// The ClientHello of all probes.
 pub(super) fn hello() -> io::Result<Vec<u8>> {
@@ -45,7 +44,7 @@ pub(super) async fn ask(to: SocketAddr, hello: &[u8], process: &Process) -> Answ
     };
     match timeout(PATIENCE, answer).await {
         Ok(Ok(0) | Err(_)) => Answer::Closed(sent.elapsed()),
-        Ok(Ok(_)) if first == [ALERT] => Answer::Alerted(sent.elapsed()),
+        Ok(Ok(_)) if first == [Alert::RECORD] => Answer::Alerted(sent.elapsed()),
         Ok(Ok(_)) => {
             Answer::Unreached("it answers a name that every gateway refuses: it is no gateway".to_owned())
         }

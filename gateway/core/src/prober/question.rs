@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::answer::says_elsewhere;
 use crate::clients;
 use crate::demotion::Outcome;
 use crate::dial;
@@ -25,8 +26,6 @@ use crate::snapshot::{Endpoint, Service};
 use crate::socket;
 use crate::worker::Process;
 
-/// Content type of a TLS alert record.
-const ALERT: u8 = 21;
 /// Bytes of an alert record, and where its description stands.
 const ALERT_RECORD: usize = 7;
 /// The most bytes of the head of an answer in HTTP, the least that hyper accepts.
@@ -143,14 +142,11 @@ async fn said_to_hello(stream: &mut TcpStream, wire: &[u8], is_gateway: bool) ->
     let [kind, rest @ ..] = &mut record;
     match stream.read(std::slice::from_mut(kind)).await {
         Ok(0) => Outcome::Closed,
-        Ok(_) if *kind != ALERT => Outcome::Answered,
-        Ok(_) if is_gateway && stream.read_exact(rest).await.is_ok() => {
-            let not_here = [Alert::InternalError, Alert::UnrecognizedName].map(|alert| alert as u8);
-            match record.last().filter(|alert| not_here.contains(alert)) {
-                Some(_) => Outcome::NotServed,
-                None => Outcome::Alerted,
-            }
-        }
+        Ok(_) if *kind != Alert::RECORD => Outcome::Answered,
+        Ok(_) if is_gateway && stream.read_exact(rest).await.is_ok() => match says_elsewhere(&record) {
+            Some(true) => Outcome::NotServed,
+            _ => Outcome::Alerted,
+        },
         Ok(_) => Outcome::Alerted,
         Err(_) => Outcome::Reset,
     }

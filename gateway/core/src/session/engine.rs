@@ -36,7 +36,7 @@ pub(super) struct Opened {
 }
 
 /// What a step has led to.
-enum Next {
+enum Progress {
     Step,
     PeerClosed,
     /// Nothing more can be done with these bytes.
@@ -80,9 +80,9 @@ impl Engine {
             let (done, next) = self.step(rest, answers, give);
             opened.done += done;
             match next {
-                Ok(Next::Step) => {}
-                Ok(Next::PeerClosed) => opened.peer_closed = true,
-                Ok(Next::Bytes) => return Ok(opened),
+                Ok(Progress::Step) => {}
+                Ok(Progress::PeerClosed) => opened.peer_closed = true,
+                Ok(Progress::Bytes) => return Ok(opened),
                 Err(error) => {
                     // The alert comes before anything else, so no bytes are looked at again.
                     while self.state().wants_write() && self.step(&mut [], answers, give).1.is_ok() {}
@@ -97,7 +97,7 @@ impl Engine {
         arrived: &mut [u8],
         answers: &mut Vec<u8>,
         give: &mut impl FnMut(&[u8]),
-    ) -> (usize, Result<Next, Error>) {
+    ) -> (usize, Result<Progress, Error>) {
         match self {
             Engine::Client(tls) => step(tls.process_tls_records(arrived), answers, give),
             Engine::Server(tls) => step(tls.process_tls_records(arrived), answers, give),
@@ -132,7 +132,7 @@ fn step<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
     answers: &mut Vec<u8>,
     give: &mut impl FnMut(&[u8]),
-) -> (usize, Result<Next, Error>) {
+) -> (usize, Result<Progress, Error>) {
     let mut done = status.discard;
     let next = status.state.and_then(|state| match state {
         ConnectionState::ReadTraffic(mut traffic) => {
@@ -141,16 +141,16 @@ fn step<Data>(
                 done += record.discard;
                 give(record.payload);
             }
-            Ok(Next::Step)
+            Ok(Progress::Step)
         }
-        ConnectionState::EncodeTlsData(message) => append(message, answers).map(|()| Next::Step),
+        ConnectionState::EncodeTlsData(message) => append(message, answers).map(|()| Progress::Step),
         ConnectionState::TransmitTlsData(sent) => {
             sent.done();
-            Ok(Next::Step)
+            Ok(Progress::Step)
         }
-        ConnectionState::PeerClosed => Ok(Next::PeerClosed),
+        ConnectionState::PeerClosed => Ok(Progress::PeerClosed),
         // Among them early data, which is never accepted.
-        _ => Ok(Next::Bytes),
+        _ => Ok(Progress::Bytes),
     });
     (done, next)
 }
@@ -229,7 +229,7 @@ mod tests {
     }
 
     impl Near {
-        fn take(&mut self, piece: &[u8]) -> Result<(), Error> {
+        fn receive(&mut self, piece: &[u8]) -> Result<(), Error> {
             self.held.extend_from_slice(piece);
             let opened = self
                 .engine
@@ -266,7 +266,7 @@ mod tests {
         };
         let mut near =
             Near { engine, held: Vec::new(), said: Vec::new(), heard: Vec::new(), peer_closed: false };
-        near.take(&[]).unwrap();
+        near.receive(&[]).unwrap();
         (near, far)
     }
 
@@ -287,7 +287,7 @@ mod tests {
                 return read;
             }
             for piece in wire.chunks(piece) {
-                near.take(piece).unwrap();
+                near.receive(piece).unwrap();
                 between(near);
             }
             let said = std::mem::take(&mut near.said);
@@ -343,7 +343,7 @@ mod tests {
         let mut wire = Vec::new();
         far.write_tls(&mut wire).unwrap();
         *wire.last_mut().unwrap() ^= 1;
-        assert_eq!(near.take(&wire), Err(Error::DecryptError));
+        assert_eq!(near.receive(&wire), Err(Error::DecryptError));
         assert_eq!(near.heard, b"good");
         let said = std::mem::take(&mut near.said);
         far.read_tls(&mut &said[..]).unwrap();

@@ -26,7 +26,7 @@ struct World {
 }
 
 impl World {
-    fn of(places: &[Place]) -> World {
+    fn probing(places: &[Place]) -> World {
         let mut world = World { matrix: Matrix::default(), now: Instant::now(), changes: Vec::new() };
         world.matrix.want(places.iter().cloned(), world.now, || 0.5);
         world
@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    fn take(&mut self) -> Vec<(String, State)> {
+    fn changes(&mut self) -> Vec<(String, State)> {
         std::mem::take(&mut self.changes)
     }
 
@@ -66,10 +66,10 @@ fn changed(cluster: &str, state: State) -> (String, State) {
 #[test]
 fn matrix_address_is_down_after_three_failures_and_up_after_two_answers() {
     let (east, south) = (place("east", 1), place("south", 1));
-    let mut world = World::of(&[east.clone(), south]);
+    let mut world = World::probing(&[east.clone(), south]);
     assert!(world.matrix.rows(world.now, SystemTime::now()).iter().all(|row| row.state == State::Unknown));
     world.pass(20, |_| alert(30));
-    assert_eq!(world.take(), [changed("east", State::Up), changed("south", State::Up)]);
+    assert_eq!(world.changes(), [changed("east", State::Up), changed("south", State::Up)]);
     let dead = |place: &Place| if place.cluster.as_str() == "east" { silence() } else { alert(30) };
     let loss = |world: &World| world.matrix.rows(world.now, SystemTime::now())[0].loss_percent;
     while loss(&world) == 0 {
@@ -78,7 +78,7 @@ fn matrix_address_is_down_after_three_failures_and_up_after_two_answers() {
     world.pass(1, dead);
     assert_eq!(world.down(), Vec::<&str>::new(), "two failures are not enough");
     world.pass(1, dead);
-    assert_eq!((world.take(), world.down()), (vec![changed("east", State::Down)], vec!["east"]));
+    assert_eq!((world.changes(), world.down()), (vec![changed("east", State::Down)], vec!["east"]));
     let rows = world.matrix.rows(world.now, SystemTime::now());
     assert_eq!(rows[0].why.as_deref(), Some("no answer within 2 s"));
     assert!(rows[0].loss_percent > 0 && rows[1].loss_percent == 0 && rows[1].rtt_micros == Some(30_000));
@@ -87,46 +87,46 @@ fn matrix_address_is_down_after_three_failures_and_up_after_two_answers() {
         world.pass(1, |_| alert(30));
         world.pass(6, dead);
     }
-    assert_eq!(world.take(), [], "flapping does not bring it up");
+    assert_eq!(world.changes(), [], "flapping does not bring it up");
     world.pass(10, |_| alert(30));
-    assert_eq!(world.take(), [changed("east", State::Up)]);
+    assert_eq!(world.changes(), [changed("east", State::Up)]);
     assert_eq!(world.matrix.rows(world.now, SystemTime::now())[0].why, None);
 }
 
 #[test]
 fn matrix_keeps_the_last_good_addresses_if_all_fail() {
     let places = [place("east", 1), place("south", 1), place("west", 1)];
-    let mut world = World::of(&places);
+    let mut world = World::probing(&places);
     let west_is_dead = |place: &Place| if place.cluster.as_str() == "west" { silence() } else { alert(30) };
     world.pass(60, west_is_dead);
     assert_eq!(world.down(), ["west"]);
-    world.take();
+    world.changes();
     world.pass(20, |_| silence());
     assert!(world.matrix.cut_off_since().is_some());
     assert_eq!(world.down(), ["west"], "it was not good");
-    assert_eq!(world.take().last().map(|(_, state)| *state), Some(State::Kept));
+    assert_eq!(world.changes().last().map(|(_, state)| *state), Some(State::Kept));
     world.pass(600, |_| silence());
-    assert_eq!((world.take(), world.down()), (vec![], vec!["west"]));
+    assert_eq!((world.changes(), world.down()), (vec![], vec!["west"]));
     // South answers first; east gets the time to do so as well.
     world.pass(7, |place| if place.cluster.as_str() == "south" { alert(30) } else { silence() });
     world.pass(20, west_is_dead);
-    assert_eq!(world.take(), [changed("south", State::Up), changed("east", State::Up)]);
+    assert_eq!(world.changes(), [changed("south", State::Up), changed("east", State::Up)]);
     assert_eq!((world.matrix.cut_off_since(), world.down()), (None, vec!["west"]));
 }
 
 #[test]
 fn matrix_ends_a_cut_off_for_addresses_that_do_not_come_back() {
-    let mut world = World::of(&[place("east", 1), place("south", 1)]);
+    let mut world = World::probing(&[place("east", 1), place("south", 1)]);
     world.pass(20, |_| alert(30));
     world.pass(20, |_| silence());
-    world.take();
+    world.changes();
     world.pass(30, |place| if place.cluster.as_str() == "east" { alert(30) } else { silence() });
-    assert_eq!(world.take(), [changed("east", State::Up), changed("south", State::Down)]);
+    assert_eq!(world.changes(), [changed("east", State::Up), changed("south", State::Down)]);
 }
 
 #[test]
 fn matrix_close_is_an_answer_unless_the_address_has_sent_alerts() {
-    let mut world = World::of(&[place("east", 1), place("south", 1)]);
+    let mut world = World::probing(&[place("east", 1), place("south", 1)]);
     let closes = |_: &Place| Answer::Closed(Duration::from_millis(1));
     world.pass(20, closes);
     assert!(world.changes.iter().all(|(_, state)| *state == State::Up));
@@ -138,7 +138,7 @@ fn matrix_close_is_an_answer_unless_the_address_has_sent_alerts() {
 #[test]
 fn matrix_prefers_the_nearer_and_a_slow_one_loses_its_preference() {
     let (near, far) = (place("near", 1), place("far", 2));
-    let mut world = World::of(&[near.clone(), far.clone()]);
+    let mut world = World::probing(&[near.clone(), far.clone()]);
     let distances = |place: &Place| if place.cluster.as_str() == "near" { alert(30) } else { alert(90) };
     world.pass(4, distances);
     let found = world.matrix.measure(world.now).unwrap();
@@ -168,7 +168,7 @@ fn matrix_probes_a_bounded_number_of_addresses_spread_over_time() {
     let clusters = (0..100).flat_map(|number| many(&format!("c{number}"), 16));
     matrix.want(clusters, now, || 0.5);
     assert_eq!(matrix.known.len(), OF_ALL);
-    let mut world = World::of(&many("east", 16));
+    let mut world = World::probing(&many("east", 16));
     world.pass(10, |_| alert(1));
     let mut probes = 0;
     for _ in 0..100 {

@@ -243,7 +243,7 @@ pub fn check_beside_registry(settings: &Settings) -> Result<(), Problems> {
     }
     let problems = || settings.traffic.problems_beside(found.iter());
     let problems = if found.summary().is_whole { problems() } else { Vec::new() };
-    Problems::of(problems).map_or(Ok(()), Err)
+    Problems::from_list(problems).map_or(Ok(()), Err)
 }
 
 /// The JSON Schema of the file, for editors.

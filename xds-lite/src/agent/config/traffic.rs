@@ -109,7 +109,7 @@ fn hosts(
     let mut hosts = Vec::new();
     for (index, written) in limited(report, place, list).iter().enumerate() {
         let Some(host) = report.value(Some(written), place.item(index)) else { continue };
-        if let Some((earlier, _)) = before.of(&host) {
+        if let Some((earlier, _)) = before.find(&host) {
             let what =
                 format_args!("{}: {host} has its policy by traffic[{earlier}] already", place.item(index));
             report.add(
@@ -179,7 +179,7 @@ mod tests {
              - { hosts: ['*.shop', a.b], split: [{ cluster: east, weight: 90 }, { cluster: west, weight: 10 }] }\n",
         );
         let shown = |host: &str| {
-            let (place, policy) = settings.traffic.rules.of(&HostPattern::parse(host).unwrap())?;
+            let (place, policy) = settings.traffic.rules.find(&HostPattern::parse(host).unwrap())?;
             Some(format!("{place} {policy}"))
         };
         assert_eq!(shown("db.shop").unwrap(), "0 { affinity: remote, panic: off }");
