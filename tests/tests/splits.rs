@@ -32,12 +32,14 @@ fn labelled(address: std::net::SocketAddr, version: &str) -> String {
     format!("{{ address: \"{address}\", labels: {{ version: {version} }} }}")
 }
 
-fn services(weights: [u16; 2], more: &str, endpoints: &[String]) -> String {
-    let [stable, canary] = weights;
-    let split = format!(
+fn split([stable, canary]: [u16; 2], more: &str) -> String {
+    format!(
         "traffic: {{ split: [{{ labels: {{ version: v1 }}, weight: {stable} }}, {{ labels: {{ version: v2 }}, weight: {canary}{more} }}] }}"
-    );
-    service_of(HOST, &[&split], endpoints)
+    )
+}
+
+fn services(weights: [u16; 2], more: &str, endpoints: &[String]) -> String {
+    service_of(HOST, &[&split(weights, more)], endpoints)
 }
 
 #[track_caller]
@@ -116,6 +118,19 @@ fn split_part_that_refuses_is_taken_out_without_a_failed_call() {
     assert_eq!(status.split_aborts[0].part, "labels: { version: \"v2\" }", "{status:?}");
     let explained: Explanation = gateway.admin("GET", &format!("/explain?sni={HOST}")).page();
     assert!(explained.matched.unwrap().split[1].aborted);
+}
+
+/// Probes alone count as much as connects.
+#[test]
+fn split_part_that_fails_its_probes_is_taken_out_before_any_call() {
+    let stable = answering();
+    let canaries = (0..60).map(|_| labelled(closed(), "v2"));
+    let endpoints: Vec<_> = std::iter::once(labelled(stable.address(), "v1")).chain(canaries).collect();
+    let keys = [&*split([90, 10], ", abort_if: failures > 5 %"), "health: { probe: tls, interval: 1s }"];
+    let gateway = Setup::new(service_of(HOST, &keys, &endpoints)).start();
+    until("the part is taken out", || !gateway.status().split_aborts.is_empty());
+    assert_eq!(gateway.metrics().sum("isthmus_connections_accepted_total", &[]), 0.0);
+    call(&gateway, &hello(HOST));
 }
 
 /// kgateway#11548.

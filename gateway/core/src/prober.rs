@@ -21,6 +21,7 @@ use self::question::{Patience, Question};
 use crate::control::Control;
 use crate::demotion::Outcome;
 use crate::health::{Due, Owner, Schedule, TICK_MS, Why};
+use crate::pick::record;
 use crate::snapshot::{Endpoint, Service};
 use crate::socket::{self, Millis};
 
@@ -181,6 +182,9 @@ impl Prober {
         let Some(endpoint) = service.endpoints.get(member) else { return };
         endpoint.state.end_probe();
         let now = socket::now();
+        if outcome.is_failure() || outcome == Outcome::Answered {
+            record(&service, endpoint, outcome.is_failure(), &process.metrics);
+        }
         if outcome.is_failure() {
             if endpoint.state.health.unanswered(now, service.rules.health.down_after) {
                 process.health.lost(&service, endpoint, Why::Probes(probe.word(), outcome));
