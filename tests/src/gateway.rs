@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -14,9 +14,10 @@ use isthmus_model::admin::gateway::Status;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::client::{End, echo, read_exactly, rest, send};
 use crate::http::{self, Answer};
 use crate::lock::{self, SharedLock};
-use crate::log::Log;
+use crate::log::{Line, Log};
 use crate::metrics::Metrics;
 use crate::process::Process;
 use crate::setup::Setup;
@@ -42,6 +43,18 @@ pub fn run_to_end(arguments: &[&str]) -> Output {
 }
 
 impl Gateway {
+    /// Makes one call: greeted by `+`, whatever failed before; echoed, closed by the client. Returns its log line.
+    #[track_caller]
+    pub fn call(&self, hello: &[u8]) -> Line {
+        let mut client = send(self.address(), hello);
+        assert_eq!(read_exactly(&mut client, 1), b"+", "a failover is invisible to the client");
+        echo(&mut client, b"ping");
+        let peer = client.local_addr().unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(rest(&mut client), (Vec::new(), End::Fin));
+        self.log().line_of(peer)
+    }
+
     #[track_caller]
     pub(crate) fn start(setup: &Setup) -> Gateway {
         let beside = lock::beside();

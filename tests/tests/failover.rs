@@ -13,7 +13,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use isthmus_tests::client::{End, alert, dial, dial_from, echo, read_exactly, reset, rest, send};
+use isthmus_tests::client::{End, alert, dial, dial_from, read_exactly, reset, rest, send};
 use isthmus_tests::endpoint::{BlackHole, Endpoint, Scripted, closed, free};
 use isthmus_tests::figure;
 use isthmus_tests::gateway::Gateway;
@@ -29,18 +29,6 @@ const REPLAYS: &str = "upstream: { demotion: off, replay: { ratio: 1, burst: 100
 
 fn gateway(endpoints: &[SocketAddr], more: &str) -> Gateway {
     Setup::new(service(HOST, &["balance: round_robin"], endpoints)).with(more).start()
-}
-
-/// Makes one call: greeted by `+`, echoed, closed by the client; returns its log line.
-#[track_caller]
-fn call(gateway: &Gateway, hello: &[u8]) -> Line {
-    let mut client = send(gateway.address(), hello);
-    assert_eq!(read_exactly(&mut client, 1), b"+", "a failover is invisible to the client");
-    echo(&mut client, b"ping");
-    let peer = client.local_addr().unwrap();
-    client.shutdown(Shutdown::Write).unwrap();
-    assert_eq!(rest(&mut client), (Vec::new(), End::Fin));
-    gateway.log().line_of(peer)
 }
 
 /// Closes a client and returns its log line.
@@ -59,7 +47,7 @@ fn assert_fails_over(what: &str, bad: &Scripted) {
     let hello = hello(HOST);
     let mut moved = 0;
     for _ in 0..8 {
-        let line = call(&gateway, &hello);
+        let line = gateway.call(&hello);
         assert_eq!(line.reason(), "client_closed", "{line:?}");
         assert_eq!(line.text("endpoint"), good.address().to_string());
         moved += usize::from(line.number("attempts") == 2);
@@ -76,7 +64,7 @@ fn failover_from_refused_connection() {
     let good = Scripted::echo(b"+");
     let gateway = gateway(&[closed(), good.address()], "");
     let hello = hello(HOST);
-    let moved = (0..4).filter(|_| call(&gateway, &hello).number("attempts") == 2).count();
+    let moved = (0..4).filter(|_| gateway.call(&hello).number("attempts") == 2).count();
     assert!(moved >= 1, "the closed port was never tried");
     assert_eq!(good.hellos(), vec![hello; 4]);
     figure!("refused: 4 calls served, {moved} of them moved");
@@ -90,7 +78,7 @@ fn failover_from_connect_timeout() {
     let hello = hello(HOST);
     let mut moved = 0;
     for _ in 0..3 {
-        let line = call(&gateway, &hello);
+        let line = gateway.call(&hello);
         if line.number("attempts") == 2 {
             moved += 1;
             let took = line.number("connect_ms");
@@ -113,7 +101,7 @@ fn failover_from_close_without_reading() {
     let bad = Scripted::unread(drop);
     let gateway = gateway(&[bad.address(), good.address()], REPLAYS);
     for _ in 0..8 {
-        assert_eq!(call(&gateway, &hello(HOST)).text("endpoint"), good.address().to_string());
+        assert_eq!(gateway.call(&hello(HOST)).text("endpoint"), good.address().to_string());
     }
     assert!(bad.accepted() >= 2);
 }
@@ -429,7 +417,7 @@ fn failover_replays_hello_unchanged() {
     for most in [1, 7, 1_000, 16_384] {
         let hello = records(&message, most);
         for _ in 0..2 {
-            call(&gateway, &hello);
+            gateway.call(&hello);
             assert_eq!(good.hellos().last(), Some(&hello), "records of {most}");
         }
         assert_eq!(bad.hellos().last(), Some(&hello), "records of {most}");
@@ -585,7 +573,7 @@ fn ejection_cannot_be_caused_by_a_client() {
             let mut client = send(gateway.address(), &ill);
             let _answer = rest(&mut client);
         }
-        let line = call(&gateway, &Hello::new(HOST).bytes());
+        let line = gateway.call(&Hello::new(HOST).bytes());
         assert_eq!(line.text("endpoint"), touchy.address().to_string());
         assert_eq!(gateway.metrics().sum("isthmus_ejections_total", &[]), 0.0);
         assert!(is_healthy(&gateway, touchy.address()));
@@ -599,7 +587,7 @@ fn ejection_follows_refused_connections() {
     let more =
         "upstream: { demotion: off, ejection: { failures: 2, base: 300s, max: 300s, max_percent: 50 } }";
     let gateway = gateway(&[dead, good.address()], more);
-    let attempts: Vec<_> = (0..20).map(|_| call(&gateway, &hello(HOST)).number("attempts")).collect();
+    let attempts: Vec<_> = (0..20).map(|_| gateway.call(&hello(HOST)).number("attempts")).collect();
     figure!("2 refusals eject: attempts of 20 calls {attempts:?}");
     assert_eq!(attempts.iter().filter(|attempts| **attempts == 2).count(), 2, "{attempts:?}");
     assert!(attempts[8..].iter().all(|attempts| *attempts == 1), "{attempts:?}");
@@ -622,7 +610,7 @@ fn ejected_endpoints_serve_as_last_resort() {
     );
     let back = dead.map(|address| Scripted::echo_at(Endpoint::at(address), b"+"));
     for _ in 0..4 {
-        assert_eq!(call(&gateway, &hello(HOST)).reason(), "client_closed");
+        assert_eq!(gateway.call(&hello(HOST)).reason(), "client_closed");
     }
     figure!("all ejected: 4 of 4 calls served once the endpoints listen again");
     assert_eq!(back[0].accepted() + back[1].accepted(), 4);
@@ -637,10 +625,10 @@ fn ejected_endpoints_return() {
     let more = "upstream: { ejection: { failures: 1, base: 1s, max: 1s, max_percent: 50 } }";
     let gateway = gateway(&[address, good.address()], more);
     let hello = hello(HOST);
-    until("the dead endpoint is tried", || call(&gateway, &hello).number("attempts") == 2);
+    until("the dead endpoint is tried", || gateway.call(&hello).number("attempts") == 2);
     let back = Scripted::echo_at(Endpoint::at(address), b"+");
     until("the ejected endpoint serves again", || {
-        call(&gateway, &hello).text("endpoint") == back.address().to_string()
+        gateway.call(&hello).text("endpoint") == back.address().to_string()
     });
 }
 
@@ -673,7 +661,7 @@ fn round_robin_follows_weights_exactly() {
         let gateway = weighted("round_robin", &list);
         let rounds = 10;
         for _ in 0..weights.iter().sum::<u16>() * rounds {
-            call(&gateway, &hello(HOST));
+            gateway.call(&hello(HOST));
         }
         let got = endpoints.each_ref().map(Scripted::accepted);
         figure!("round_robin, weights {weights:?}, {rounds} rounds, 2 workers: {got:?}");
@@ -688,7 +676,7 @@ fn weight_0_endpoint_gets_no_connection() {
         let [drained, good] = [(); 2].map(|()| Scripted::echo(b"+"));
         let gateway = weighted(balance, &[(drained.address(), 0), (good.address(), 1)]);
         for _ in 0..20 {
-            call(&gateway, &hello(HOST));
+            gateway.call(&hello(HOST));
         }
         assert_eq!((drained.accepted(), good.accepted()), (0, 20), "{balance}");
         let gateway = weighted(balance, &[(drained.address(), 0), (closed(), 1)]);
